@@ -1,0 +1,25 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ENV := $(VENV)/.ready
+
+.PHONY: env demo test tiny check format clean
+
+env: $(ENV)
+
+# No build isolation: an editable meson build needs its tools at import time to rebuild the kernels.
+$(ENV): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet 'meson-python>=0.18' 'meson>=1.6' 'ninja>=1.11' 'cython>=3.1'
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation --editable . --group dev
+	touch $@
+
+tiny: env
+	$(BIN)/python -m pytest -q tests/test_tiny.py
+
+test: env
+	$(BIN)/python -m pytest -q
+
+clean:
+	rm -rf $(VENV) build .demo

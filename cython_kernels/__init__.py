@@ -1,0 +1,1 @@
+from ._kernels import cpu_count
