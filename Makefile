@@ -18,8 +18,23 @@ $(ENV): pyproject.toml
 tiny: env
 	$(BIN)/python -m pytest -q tests/test_tiny.py
 
-test: env
+test: env check
 	$(BIN)/python -m pytest -q
 
 clean:
 	rm -rf $(VENV) build .demo
+
+C_SOURCES = $(shell git ls-files 'cython_kernels/csrc/*.[ch]' 'cython_kernels/csrc/*.inc' 'tests/*.c')
+
+check: env
+	$(BIN)/ruff check --quiet .
+	$(BIN)/ruff format --quiet --check .
+	$(BIN)/mypy
+	$(BIN)/cython-lint cython_kernels
+	$(BIN)/clang-format --dry-run --Werror $(C_SOURCES)
+	$(BIN)/codespell
+
+format: env
+	$(BIN)/ruff check --quiet --fix .
+	$(BIN)/ruff format --quiet .
+	$(BIN)/clang-format -i $(C_SOURCES)
