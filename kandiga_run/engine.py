@@ -1,0 +1,118 @@
+"""The seam between computing a model and using it: tokens in, logits out.
+
+Generation, server and bench see `Engine` only. They do not know which engine, which expert
+residency or which KV cache is underneath.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kandiga_run.errors import RunError
+from kandiga_run.stats import RunStats
+
+EngineName = Literal["auto", "native", "mlx"]
+Residency = Literal["auto", "mapped", "owned"]
+Check = Literal["first-touch", "always", "off"]
+
+#: Architectures of the native engine: `model_type` of config.json.
+NATIVE_ARCHITECTURES = ("mixtral", "qwen3_moe", "qwen3_next", "qwen3_5_moe")
+
+
+class State(Protocol):
+    """One sequence: its KV cache and recurrent state. Belongs to the engine that made it."""
+
+    @property
+    def position(self) -> int:
+        """Return the number of tokens this state has seen."""
+
+    @property
+    def max_tokens(self) -> int:
+        """Return the number of tokens this state has room for."""
+
+    @property
+    def nbytes(self) -> int:
+        """Return the size of the arrays really held."""
+
+
+class Engine(Protocol):
+    """Computes one model. Not thread-safe: one `forward` at a time."""
+
+    name: str
+    vocab_size: int
+    stats: RunStats
+
+    def new_state(self, max_tokens: int) -> State:
+        """Return an empty state with room for `max_tokens` tokens."""
+
+    def forward(
+        self,
+        tokens: NDArray[np.int32],
+        state: State,
+        *,
+        logits: Literal["all", "last"] = "last",
+    ) -> NDArray[np.float32]:
+        """Append tokens (T,) to the state; return logits (T, vocab_size), or (1, vocab_size).
+
+        More than one token is a prefill chunk. The caller owns the result. Raises RunError when
+        the state has no room, when a token is outside the vocabulary or when `tokens` is empty.
+        """
+
+    def close(self) -> None:
+        """Release threads, memory and files. Closing twice is harmless."""
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What a user may choose about an engine; the defaults compute the model as published."""
+
+    residency: Residency = "auto"
+    #: Budget for dense weights, KV cache, expert slots and buffers together.
+    memory_bytes: int | None = None
+    #: Experts a token uses; "fast" is half of the model's own number, at least one.
+    num_experts_per_token: int | Literal["fast"] | None = None
+    check: Check = "first-touch"
+    num_threads: int | None = None
+    num_readers: int | None = None
+
+
+def load_engine(
+    path: str | Path,
+    *,
+    engine: EngineName = "auto",
+    residency: Residency = "auto",
+    memory_bytes: int | None = None,
+    num_experts_per_token: int | Literal["fast"] | None = None,
+    check: Check = "first-touch",
+    num_threads: int | None = None,
+    num_readers: int | None = None,
+) -> Engine:
+    """Open a container folder (or one of its .kexp files) and return an engine for it.
+
+    "auto" takes the native engine when it knows the architecture, else mlx. Raises RunError for
+    a choice that cannot work, `formats.KexpError` for a damaged container, OSError for a missing
+    one.
+    """
+    raise RunError("no engine is available")
+
+
+def resolve_top_k(requested: int | Literal["fast"] | None, top_k: int, num_experts: int) -> int:
+    """Return the experts a token uses in this run, from the user's choice and the config.
+
+    "fast" is half of the model's own number, at least one.
+    """
+    if requested is None:
+        return top_k
+    if requested == "fast":
+        return max(1, top_k // 2)
+    if not 1 <= requested <= num_experts:
+        raise RunError(
+            f"--experts {requested}: a token can use 1 to {num_experts} experts of this model "
+            f"(its own number is {top_k})"
+        )
+    return requested

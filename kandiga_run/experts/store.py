@@ -1,0 +1,63 @@
+"""The one seam between routed experts and whoever computes them.
+
+    with store.fetch(layer, experts) as arrivals:      # all reads start at once
+        for expert, address in arrivals:               # in the order in which they arrive
+            ...                                        # address is valid inside the `with`
+
+An address is where the expert's payload begins (`formats.Layout` says where its parts lie).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kandiga_run.engine import Check, Residency
+from kandiga_run.errors import RunError
+from kandiga_run.stats import RunStats
+
+if TYPE_CHECKING:
+    from kandiga_run.container import Model
+
+Arrivals = Iterator[tuple[int, int]]
+
+
+class ExpertStore(Protocol):
+    """Brings experts into memory and says where they lie. One fetch at a time."""
+
+    residency: str
+    stats: RunStats
+
+    def fetch(self, layer: int, experts: NDArray[np.int32]) -> AbstractContextManager[Arrivals]:
+        """Start reading the given experts (n,), all different; yield (expert, address) pairs.
+
+        Each expert is yielded once. With few slots the store works in waves: taking the next
+        pair may then release the memory of pairs already taken, so finish with an address before
+        asking for the next. Raises `formats.KexpError` naming layer and expert when a block is
+        damaged.
+        """
+
+    def close(self) -> None:
+        """Stop the readers and release the memory."""
+
+
+def open_store(
+    model: Model,
+    *,
+    residency: Residency = "auto",
+    budget_bytes: int | None = None,
+    num_readers: int | None = None,
+    check: Check = "first-touch",
+    stats: RunStats | None = None,
+) -> ExpertStore:
+    """Return the store for a model; `budget_bytes` is what the experts alone may occupy.
+
+    "auto" maps when the experts are resident or fit comfortably in the memory that is free, and
+    owns otherwise. A budget means "owned" unless "mapped" is asked for. Raises RunError for a
+    budget that cannot work, saying the smallest one that can.
+    """
+    raise RunError("no expert store is available")

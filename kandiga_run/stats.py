@@ -1,0 +1,60 @@
+"""Counters of a run: what was computed, what was read, how long it took.
+
+The engine and the expert store add to one `RunStats`; whoever wants the figures of a phase
+(prefill, one chat turn) takes a `snapshot()` before it and subtracts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+_SETTINGS = frozenset({"residency", "top_k", "num_experts_per_token"})
+
+
+@dataclass
+class RunStats:
+    """Counters since the engine was loaded, and the settings they were made with."""
+
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    #: (layer, expert) pairs asked for; a prefill chunk asks once for an expert many tokens share.
+    experts_requested: int = 0
+    #: of those, read from disk ...
+    experts_read: int = 0
+    #: ... or found in memory.
+    experts_reused: int = 0
+    bytes_read: int = 0
+    #: time the computation stood still until an expert had arrived.
+    read_wait_seconds: float = 0.0
+
+    #: "mapped" or "owned"; empty until a store is open.
+    residency: str = ""
+    #: experts a token uses according to the model's config.
+    top_k: int = 0
+    #: experts a token uses in this run; fewer than `top_k` is a lossy choice of the user.
+    num_experts_per_token: int = 0
+
+    def snapshot(self) -> RunStats:
+        """Return a copy that later additions do not change."""
+        return replace(self)
+
+    def minus(self, earlier: RunStats) -> RunStats:
+        """Return the counters added since `earlier`; settings stay as they are here."""
+        difference = {
+            field.name: getattr(self, field.name) - getattr(earlier, field.name)
+            for field in fields(self)
+            if field.name not in _SETTINGS
+        }
+        return replace(self, **difference)
+
+    @property
+    def is_lossy(self) -> bool:
+        """Whether this run uses fewer experts than the model was published with."""
+        return 0 < self.num_experts_per_token < self.top_k
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return counters and settings as plain JSON values."""
+        return asdict(self)
