@@ -1,0 +1,65 @@
+"""The packer's own errors, and the one place that turns any exception into an exit code."""
+
+from __future__ import annotations
+
+import errno
+
+import click
+
+from formats import KexpError
+from kandiga_pack.exit_codes import ExitCode
+
+
+class PackError(Exception):
+    """The input or the container is not what it should be. `str()` is the line the user reads:
+    what, where, the value seen, the value wanted, the next thing to do."""
+
+    exit_code = ExitCode.FAILED
+
+
+class UnreadableError(PackError):
+    """Something the user named does not exist or may not be read or written."""
+
+    exit_code = ExitCode.UNREADABLE
+
+
+class UsageError(PackError):
+    """The options given do not go together."""
+
+    exit_code = ExitCode.USAGE
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGTERM, raised like Ctrl-C so that the same clean-up runs."""
+
+
+_UNREADABLE_ERRNOS = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
+_FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def describe(error: BaseException) -> tuple[str, ExitCode] | None:
+    """Return the line to print and the exit code, or None for a bug that deserves its traceback."""
+    match error:
+        case PackError():
+            return str(error), error.exit_code
+        case KexpError():
+            return str(error), ExitCode.FAILED
+        case KeyboardInterrupt():
+            return "interrupted; nothing was left behind", ExitCode.INTERRUPTED
+        case click.ClickException():
+            return error.format_message(), ExitCode.USAGE
+        case OSError():
+            return _describe_os_error(error)
+        case MemoryError():
+            return "not enough memory", ExitCode.FAILED
+    return None
+
+
+def _describe_os_error(error: OSError) -> tuple[str, ExitCode]:
+    where = f"{error.filename}: " if error.filename else ""
+    what = error.strerror or str(error)
+    if error.errno in _FULL_ERRNOS:
+        return f"{where}{what}; free some space and run the command again", ExitCode.FAILED
+    if error.errno in _UNREADABLE_ERRNOS:
+        return f"{where}{what}", ExitCode.UNREADABLE
+    return f"{where}{what}", ExitCode.FAILED
