@@ -9,7 +9,7 @@ An address is where the expert's payload begins (`formats.Layout` says where its
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol
 
@@ -23,7 +23,27 @@ from kandiga_run.stats import RunStats
 if TYPE_CHECKING:
     from kandiga_run.container import Model
 
-Arrivals = Iterator[tuple[int, int]]
+#: (expert, address of its payload)
+Arrival = tuple[int, int]
+
+
+class Arrivals:
+    """Experts as they arrive: one by one when iterated, or all that are there, by `batches`.
+
+    Few slots make a store work in waves: asking for the next batch may then reuse the memory of
+    the batch before, so finish with addresses before asking for more.
+    """
+
+    def __init__(self, batches: Iterable[list[Arrival]]) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[Arrival]:
+        for batch in self._batches:
+            yield from batch
+
+    def batches(self) -> Iterator[list[Arrival]]:
+        """Yield lists of everything that has arrived meanwhile, never an empty one."""
+        return iter(self._batches)
 
 
 class ExpertStore(Protocol):
@@ -32,17 +52,21 @@ class ExpertStore(Protocol):
     residency: str
     stats: RunStats
 
-    def fetch(self, layer: int, experts: NDArray[np.int32]) -> AbstractContextManager[Arrivals]:
-        """Start reading the given experts (n,), all different; yield (expert, address) pairs.
+    @property
+    def nbytes(self) -> int:
+        """Return the size of the memory the store itself holds (none when mapped)."""
 
-        Each expert is yielded once. With few slots the store works in waves: taking the next
-        pair may then release the memory of pairs already taken, so finish with an address before
-        asking for the next. Raises `formats.KexpError` naming layer and expert when a block is
-        damaged.
+    def fetch(self, layer: int, experts: NDArray[np.int32]) -> AbstractContextManager[Arrivals]:
+        """Start reading the given experts (n,), all different; each arrives once.
+
+        Raises `formats.KexpError` naming layer and expert when a block is damaged.
         """
 
+    def resize(self, budget_bytes: int) -> None:
+        """Give memory back, or take more, up to a budget; RunError when it cannot work."""
+
     def close(self) -> None:
-        """Stop the readers and release the memory."""
+        """Stop the readers and release the memory. Closing twice is harmless."""
 
 
 def open_store(
