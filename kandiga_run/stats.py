@@ -29,6 +29,10 @@ class RunStats:
     bytes_read: int = 0
     #: time the computation stood still until an expert had arrived.
     read_wait_seconds: float = 0.0
+    #: mlx engine: times the CPU waited for the device to learn which experts are needed (once per
+    #: MoE layer and forward call), and how long. The device computes meanwhile.
+    device_waits: int = 0
+    device_wait_seconds: float = 0.0
 
     #: "mapped" or "owned"; empty until a store is open.
     residency: str = ""
