@@ -1,9 +1,69 @@
 #define _GNU_SOURCE
 #include "cpu.h"
+#include <stddef.h>
 #include <unistd.h>
 #ifdef __linux__
 #include <sched.h>
 #endif
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#include <asm/hwcap.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
+
+static const char* const names[KANDIGA_NUM_ISAS] = {"scalar", "avx2", "avx512", "neon"};
+
+const char* kandiga_isa_name(int isa) {
+    return isa >= 0 && isa < KANDIGA_NUM_ISAS ? names[isa] : "unknown";
+}
+
+#if defined(__x86_64__)
+
+/* __builtin_cpu_supports also asks whether the system saves the wide registers (XGETBV). */
+static int has_avx2(void) {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+           __builtin_cpu_supports("f16c");
+}
+
+static int has_avx512(void) {
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}
+
+#elif defined(__aarch64__)
+
+static int has_neon(void) {
+#if defined(__linux__)
+    return (getauxval(AT_HWCAP) & HWCAP_ASIMD) != 0;
+#elif defined(__APPLE__)
+    int value = 0;
+    size_t size = sizeof value;
+    return sysctlbyname("hw.optional.AdvSIMD", &value, &size, NULL, 0) == 0 && value != 0;
+#else
+    return 0;
+#endif
+}
+
+#endif
+
+int kandiga_isa_available(int isa) {
+    switch (isa) {
+    case KANDIGA_ISA_SCALAR:
+        return 1;
+#if defined(__x86_64__)
+    case KANDIGA_ISA_AVX2:
+        return has_avx2();
+    case KANDIGA_ISA_AVX512:
+        return has_avx512();
+#elif defined(__aarch64__)
+    case KANDIGA_ISA_NEON:
+        return has_neon();
+#endif
+    default:
+        return 0;
+    }
+}
 
 int kandiga_cpu_count(void) {
 #ifdef __linux__

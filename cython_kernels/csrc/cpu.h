@@ -1,5 +1,21 @@
 #ifndef KANDIGA_CPU_H
 #define KANDIGA_CPU_H
+
+/* The instruction sets a kernel file may be written for, slowest first. */
+enum kandiga_isa {
+    KANDIGA_ISA_SCALAR,
+    KANDIGA_ISA_AVX2,   /* AVX2, FMA, F16C */
+    KANDIGA_ISA_AVX512, /* AVX-512 F, BW, VL, DQ, and everything AVX2 needs */
+    KANDIGA_ISA_NEON,   /* aarch64 baseline */
+    KANDIGA_NUM_ISAS,
+};
+
+const char* kandiga_isa_name(int isa);
+
+/* 1 when this build holds the instruction set's code and processor and system can run it. */
+int kandiga_isa_available(int isa);
+
 /* Number of logical processors this process may run on. */
 int kandiga_cpu_count(void);
+
 #endif

@@ -1,0 +1,239 @@
+#include "expert.h"
+#include "dispatch.h"
+#include "threadpool.h"
+
+/*
+ * Rows in flight at a time. It bounds the scratch memory of a prefill chunk to some megabytes; an
+ * expert with more rows walks its weights again for each KANDIGA_MAX_TOKENS of them anyway.
+ */
+#define WAVE_ROWS 256
+/* Rows of gate and up in one item: at 2048 columns of 4 bits, 64 KiB of weights, about 5 us. */
+#define GATE_UP_ROWS 32
+#define DOWN_ROWS 64
+/* Preparing fewer floats than this is quicker done by the caller than handed out. */
+#define MIN_PARALLEL_PREPARE 32768
+
+/* Some rows of one expert: at most KANDIGA_MAX_TOKENS, and all in one wave. */
+struct group {
+    uint64_t address;
+    size_t first_row;
+    size_t num_rows;
+};
+
+struct run {
+    const struct kandiga_expert_layout* layout;
+    size_t hidden_size, intermediate_size;
+    const int32_t* rows;
+    const float* x;
+    size_t num_tokens;
+    float* out;
+
+    /* gate and up quantized to different bits want x in different orders: two copies then. */
+    int two_orders;
+    int by_token; /* prepared x is indexed by token, for the whole call; else by row, for the wave */
+    size_t order_stride;
+    float* prepared_x; /* (1 or 2 orders, rows of a wave, prepared_floats(hidden)) */
+    float* activated;  /* (rows of a wave, intermediate padded to 16) */
+    float* prepared_h; /* (rows of a wave, prepared_floats(intermediate)) */
+
+    struct group groups[WAVE_ROWS];
+    size_t num_groups;
+    size_t wave_begin, wave_end; /* rows */
+};
+
+static size_t min_size(size_t a, size_t b) {
+    return a < b ? a : b;
+}
+
+static size_t div_up(size_t n, size_t divisor) {
+    return (n + divisor - 1) / divisor;
+}
+
+static struct kandiga_matrix bind(const struct kandiga_projection* p, uint64_t address) {
+    struct kandiga_matrix w = p->matrix;
+    const char* block = (const char*)(uintptr_t)address;
+    w.weight = block + p->weight_offset;
+    w.scales = block + p->scales_offset;
+    w.zeros = block + p->zeros_offset;
+    w.bias = p->has_bias ? block + p->bias_offset : NULL;
+    return w;
+}
+
+static size_t num_orders(const struct kandiga_expert_layout* layout) {
+    return layout->gate.matrix.bits != layout->up.matrix.bits ? 2 : 1;
+}
+
+static size_t hidden_floats(const struct run* run) {
+    return kandiga_prepared_floats(run->hidden_size);
+}
+
+static size_t intermediate_floats(const struct run* run) {
+    return kandiga_prepared_floats(run->intermediate_size);
+}
+
+static size_t activated_stride(const struct run* run) {
+    return kandiga_round_up(run->intermediate_size, 16);
+}
+
+size_t kandiga_expert_scratch_floats(const struct kandiga_expert_layout* layout, size_t num_rows) {
+    size_t rows = min_size(num_rows, WAVE_ROWS);
+    size_t hidden = layout->gate.matrix.in_features;
+    size_t intermediate = layout->gate.matrix.out_features;
+    size_t row_floats = num_orders(layout) * kandiga_prepared_floats(hidden) +
+                        kandiga_round_up(intermediate, 16) + kandiga_prepared_floats(intermediate);
+    return rows * row_floats + 16; /* 16: room to align the start to 64 bytes */
+}
+
+/* ---- the four steps of a wave ---- */
+
+static void prepare_x_item(void* context, size_t item) {
+    const struct run* run = context;
+    size_t token = run->by_token ? item : (size_t)run->rows[run->wave_begin + item];
+    const float* x = run->x + token * run->hidden_size;
+    float* prepared = run->prepared_x + item * hidden_floats(run);
+    kandiga_quant.prepare(&run->layout->gate.matrix, x, prepared);
+    if (run->two_orders)
+        kandiga_quant.prepare(&run->layout->up.matrix, x, prepared + run->order_stride);
+}
+
+static void gate_up_item(void* context, size_t item) {
+    const struct run* run = context;
+    size_t blocks = div_up(run->intermediate_size, GATE_UP_ROWS);
+    const struct group* group = &run->groups[item / blocks];
+    size_t begin = item % blocks * GATE_UP_ROWS;
+    size_t end = min_size(begin + GATE_UP_ROWS, run->intermediate_size);
+
+    const float* gate_x[KANDIGA_MAX_TOKENS];
+    const float* up_x[KANDIGA_MAX_TOKENS];
+    for (size_t i = 0; i < group->num_rows; i++) {
+        size_t row = group->first_row + i;
+        size_t index = run->by_token ? (size_t)run->rows[row] : row - run->wave_begin;
+        gate_x[i] = run->prepared_x + index * hidden_floats(run);
+        up_x[i] = gate_x[i] + (run->two_orders ? run->order_stride : 0);
+    }
+    float gate[KANDIGA_MAX_TOKENS * GATE_UP_ROWS], up[KANDIGA_MAX_TOKENS * GATE_UP_ROWS];
+    struct kandiga_matrix w = bind(&run->layout->gate, group->address);
+    kandiga_quant.rows(&w, gate_x, group->num_rows, begin, end, gate, GATE_UP_ROWS);
+    w = bind(&run->layout->up, group->address);
+    kandiga_quant.rows(&w, up_x, group->num_rows, begin, end, up, GATE_UP_ROWS);
+    for (size_t i = 0; i < group->num_rows; i++) {
+        size_t row = group->first_row + i - run->wave_begin;
+        kandiga_quant.swiglu(gate + i * GATE_UP_ROWS, up + i * GATE_UP_ROWS,
+                             run->activated + row * activated_stride(run) + begin, end - begin);
+    }
+}
+
+static void prepare_h_item(void* context, size_t item) {
+    const struct run* run = context;
+    kandiga_quant.prepare(&run->layout->down.matrix, run->activated + item * activated_stride(run),
+                          run->prepared_h + item * intermediate_floats(run));
+}
+
+static void down_item(void* context, size_t item) {
+    const struct run* run = context;
+    size_t blocks = div_up(run->hidden_size, DOWN_ROWS);
+    const struct group* group = &run->groups[item / blocks];
+    size_t begin = item % blocks * DOWN_ROWS;
+    size_t end = min_size(begin + DOWN_ROWS, run->hidden_size);
+    const float* h[KANDIGA_MAX_TOKENS];
+    for (size_t i = 0; i < group->num_rows; i++)
+        h[i] = run->prepared_h + (group->first_row + i - run->wave_begin) * intermediate_floats(run);
+    struct kandiga_matrix w = bind(&run->layout->down, group->address);
+    kandiga_quant.rows(&w, h, group->num_rows, begin, end,
+                       run->out + group->first_row * run->hidden_size + begin, run->hidden_size);
+}
+
+/* ---- */
+
+static void parallel_prepare(kandiga_task task, struct run* run, size_t items, size_t floats) {
+    if (items * floats >= MIN_PARALLEL_PREPARE) {
+        kandiga_parallel_for(task, run, items);
+        return;
+    }
+    for (size_t i = 0; i < items; i++)
+        task(run, i);
+}
+
+static void run_wave(struct run* run) {
+    size_t num_rows = run->wave_end - run->wave_begin;
+    if (!run->by_token)
+        parallel_prepare(prepare_x_item, run, num_rows, run->hidden_size);
+    kandiga_parallel_for(gate_up_item, run,
+                         run->num_groups * div_up(run->intermediate_size, GATE_UP_ROWS));
+    parallel_prepare(prepare_h_item, run, num_rows, run->intermediate_size);
+    kandiga_parallel_for(down_item, run, run->num_groups * div_up(run->hidden_size, DOWN_ROWS));
+}
+
+/* Put the rows of all experts into waves of whole groups, and run each wave. */
+static void run_waves(struct run* run, const uint64_t* addresses, size_t num_experts,
+                      const int32_t* row_offsets) {
+    for (size_t j = 0; j < num_experts; j++) {
+        size_t row = (size_t)row_offsets[j], end = (size_t)row_offsets[j + 1];
+        while (row < end) {
+            size_t space = WAVE_ROWS - (run->wave_end - run->wave_begin);
+            size_t n = min_size(min_size(end - row, KANDIGA_MAX_TOKENS), space);
+            run->groups[run->num_groups++] = (struct group){addresses[j], row, n};
+            row += n;
+            run->wave_end = row;
+            if (run->wave_end - run->wave_begin == WAVE_ROWS) {
+                run_wave(run);
+                run->num_groups = 0;
+                run->wave_begin = run->wave_end;
+            }
+        }
+    }
+    if (run->num_groups > 0)
+        run_wave(run);
+}
+
+void kandiga_expert_mlp(const struct kandiga_expert_layout* layout, const uint64_t* addresses,
+                        size_t num_experts, const int32_t* row_offsets, const int32_t* rows,
+                        const float* x, size_t num_tokens, float* out, float* scratch) {
+    if (num_experts == 0 || row_offsets[num_experts] == 0)
+        return;
+    size_t wave_rows = min_size((size_t)row_offsets[num_experts], WAVE_ROWS);
+    struct run run;
+    run.layout = layout;
+    run.hidden_size = layout->gate.matrix.in_features;
+    run.intermediate_size = layout->gate.matrix.out_features;
+    run.rows = rows;
+    run.x = x;
+    run.num_tokens = num_tokens;
+    run.out = out;
+    run.two_orders = num_orders(layout) == 2;
+    run.by_token = num_tokens <= wave_rows;
+    run.order_stride = wave_rows * hidden_floats(&run);
+    run.prepared_x = (float*)(((uintptr_t)scratch + 63) & ~(uintptr_t)63);
+    run.prepared_h = run.prepared_x + num_orders(layout) * run.order_stride;
+    run.activated = run.prepared_h + wave_rows * intermediate_floats(&run);
+    run.num_groups = 0;
+    run.wave_begin = run.wave_end = 0;
+
+    kandiga_pool_hold();
+    if (run.by_token)
+        parallel_prepare(prepare_x_item, &run, num_tokens, run.hidden_size);
+    run_waves(&run, addresses, num_experts, row_offsets);
+    kandiga_pool_release();
+}
+
+struct combine_job {
+    const float* expert_out;
+    const float* scores;
+    const int32_t* order;
+    size_t top_k, hidden_size;
+    float* out;
+};
+
+static void combine_item(void* context, size_t token) {
+    const struct combine_job* job = context;
+    for (size_t k = token * job->top_k; k < (token + 1) * job->top_k; k++)
+        kandiga_quant.add_scaled(job->scores[k],
+                                 job->expert_out + (size_t)job->order[k] * job->hidden_size,
+                                 job->out + token * job->hidden_size, job->hidden_size);
+}
+
+void kandiga_moe_combine(const float* expert_out, const float* scores, const int32_t* order,
+                         size_t num_tokens, size_t top_k, size_t hidden_size, float* out) {
+    struct combine_job job = {expert_out, scores, order, top_k, hidden_size, out};
+    kandiga_parallel_for(combine_item, &job, num_tokens);
+}

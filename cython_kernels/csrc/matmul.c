@@ -1,0 +1,138 @@
+#include "matmul.h"
+#include "dispatch.h"
+#include "threadpool.h"
+
+/* Below this many multiplications a second thread costs more than it brings (a job is about 2 us). */
+#define MIN_PARALLEL_WORK 65536
+#define MAX_ORDERS 8
+
+struct job {
+    const struct kandiga_matrix* const* matrices;
+    float* const* outs;
+    size_t num_matrices;
+    size_t in_features;
+    const float* x; /* (num_tokens, in_features), this block's */
+    size_t first_token;
+    size_t num_tokens; /* in this block */
+
+    /* One prepared copy of x for each distinct `bits` among the matrices. */
+    const struct kandiga_matrix* orders[MAX_ORDERS];
+    size_t num_orders;
+    size_t order_of[KANDIGA_MAX_MATRICES];
+    float* prepared; /* (num_orders, num_tokens, prepared_floats) */
+    size_t prepared_floats;
+
+    size_t rows_per_item;
+    size_t first_item[KANDIGA_MAX_MATRICES + 1];
+};
+
+static size_t min_size(size_t a, size_t b) {
+    return a < b ? a : b;
+}
+
+static float* prepared_token(const struct job* job, size_t order, size_t token) {
+    return job->prepared + (order * job->num_tokens + token) * job->prepared_floats;
+}
+
+static void find_orders(struct job* job) {
+    for (size_t m = 0; m < job->num_matrices; m++) {
+        size_t order = 0;
+        while (order < job->num_orders && job->orders[order]->bits != job->matrices[m]->bits)
+            order++;
+        if (order == job->num_orders)
+            job->orders[job->num_orders++] = job->matrices[m];
+        job->order_of[m] = order;
+    }
+}
+
+/* Cut every matrix into items of rows_per_item rows, about eight items a thread. */
+static void cut_rows(struct job* job) {
+    size_t total_rows = 0;
+    for (size_t m = 0; m < job->num_matrices; m++)
+        total_rows += job->matrices[m]->out_features;
+    size_t rows = total_rows;
+    if (total_rows * job->in_features * job->num_tokens >= MIN_PARALLEL_WORK)
+        rows = total_rows / ((size_t)kandiga_num_threads() * 8);
+    job->rows_per_item = kandiga_round_up(rows > 0 ? min_size(rows, 256) : 1, 16);
+    job->first_item[0] = 0;
+    for (size_t m = 0; m < job->num_matrices; m++)
+        job->first_item[m + 1] =
+            job->first_item[m] +
+            (job->matrices[m]->out_features + job->rows_per_item - 1) / job->rows_per_item;
+}
+
+static void prepare_item(void* context, size_t item) {
+    const struct job* job = context;
+    size_t order = item / job->num_tokens, token = item % job->num_tokens;
+    kandiga_quant.prepare(job->orders[order], job->x + token * job->in_features,
+                          prepared_token(job, order, token));
+}
+
+static void rows_item(void* context, size_t item) {
+    const struct job* job = context;
+    size_t m = 0;
+    while (item >= job->first_item[m + 1])
+        m++;
+    const struct kandiga_matrix* w = job->matrices[m];
+    size_t begin = (item - job->first_item[m]) * job->rows_per_item;
+    size_t end = min_size(begin + job->rows_per_item, w->out_features);
+    const float* prepared[KANDIGA_MAX_TOKENS];
+    for (size_t t = 0; t < job->num_tokens; t++)
+        prepared[t] = prepared_token(job, job->order_of[m], t);
+    kandiga_quant.rows(w, prepared, job->num_tokens, begin, end,
+                       job->outs[m] + job->first_token * w->out_features + begin, w->out_features);
+}
+
+static void run_block(struct job* job) {
+    size_t num_prepares = job->num_orders * job->num_tokens;
+    if (num_prepares * job->in_features < MIN_PARALLEL_WORK) {
+        for (size_t i = 0; i < num_prepares; i++)
+            prepare_item(job, i);
+    } else {
+        kandiga_parallel_for(prepare_item, job, num_prepares);
+    }
+    cut_rows(job);
+    kandiga_parallel_for(rows_item, job, job->first_item[job->num_matrices]);
+}
+
+int kandiga_matmul_many(const struct kandiga_matrix* const* matrices, float* const* outs,
+                        size_t num_matrices, const float* x, size_t num_tokens) {
+    if (num_matrices == 0 || num_tokens == 0)
+        return 0;
+    struct job job = {.matrices = matrices,
+                      .outs = outs,
+                      .num_matrices = num_matrices,
+                      .in_features = matrices[0]->in_features};
+    find_orders(&job);
+    job.prepared_floats = kandiga_prepared_floats(job.in_features);
+    kandiga_pool_hold();
+    job.prepared = kandiga_pool_scratch(job.num_orders * min_size(num_tokens, KANDIGA_MAX_TOKENS) *
+                                        job.prepared_floats * sizeof(float));
+    int status = job.prepared ? 0 : -1;
+    for (size_t t = 0; status == 0 && t < num_tokens; t += KANDIGA_MAX_TOKENS) {
+        job.x = x + t * job.in_features;
+        job.first_token = t;
+        job.num_tokens = min_size(num_tokens - t, KANDIGA_MAX_TOKENS);
+        run_block(&job);
+    }
+    kandiga_pool_release();
+    return status;
+}
+
+struct embed_job {
+    const struct kandiga_matrix* w;
+    const int32_t* ids;
+    float* out;
+};
+
+static void embed_item(void* context, size_t item) {
+    const struct embed_job* job = context;
+    size_t n = job->w->in_features;
+    kandiga_weight_row(job->w, (size_t)job->ids[item], 0, n, job->out + item * n);
+}
+
+void kandiga_embed_rows(const struct kandiga_matrix* w, const int32_t* ids, size_t num_ids,
+                        float* out) {
+    struct embed_job job = {w, ids, out};
+    kandiga_parallel_for(embed_item, &job, num_ids);
+}

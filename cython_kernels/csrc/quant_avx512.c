@@ -1,0 +1,3 @@
+#include "quant_ops.h"
+
+const struct quant_ops kandiga_quant_avx512 = {0};

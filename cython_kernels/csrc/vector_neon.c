@@ -1,0 +1,3 @@
+#include "vector_ops.h"
+
+const struct vector_ops kandiga_vector_neon = {0};
