@@ -243,6 +243,7 @@ cdef class ExpertLayout:
 
     def __init__(self, parts, *, Py_ssize_t hidden_size, Py_ssize_t moe_intermediate_size):
         _check_features("ExpertLayout", moe_intermediate_size, hidden_size)
+        parts = dict(parts)
         self.hidden_size = hidden_size
         self.moe_intermediate_size = moe_intermediate_size
         for projection, role in parts:
@@ -311,10 +312,10 @@ cdef class ExpertLayout:
             raise ValueError(
                 f"{projection} {role}: offset {offset_bytes}, expected a multiple of {itemsize}"
             )
-        cdef Py_ssize_t end = offset_bytes + itemsize
+        cdef Py_ssize_t length_bytes = itemsize
         for dim in shape:
-            itemsize *= dim
-        self.payload_bytes = max(self.payload_bytes, offset_bytes + itemsize)
+            length_bytes *= dim
+        self.payload_bytes = max(self.payload_bytes, offset_bytes + length_bytes)
         return offset_bytes
 
 

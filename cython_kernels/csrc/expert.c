@@ -30,7 +30,8 @@ struct run {
 
     /* gate and up quantized to different bits want x in different orders: two copies then. */
     int two_orders;
-    int by_token; /* prepared x is indexed by token, for the whole call; else by row, for the wave */
+    int by_token; /* prepared x is indexed by token, for the whole call; else by row, for the wave
+                   */
     size_t order_stride;
     float* prepared_x; /* (1 or 2 orders, rows of a wave, prepared_floats(hidden)) */
     float* activated;  /* (rows of a wave, intermediate padded to 16) */
@@ -137,7 +138,8 @@ static void down_item(void* context, size_t item) {
     size_t end = min_size(begin + DOWN_ROWS, run->hidden_size);
     const float* h[KANDIGA_MAX_TOKENS];
     for (size_t i = 0; i < group->num_rows; i++)
-        h[i] = run->prepared_h + (group->first_row + i - run->wave_begin) * intermediate_floats(run);
+        h[i] =
+            run->prepared_h + (group->first_row + i - run->wave_begin) * intermediate_floats(run);
     struct kandiga_matrix w = bind(&run->layout->down, group->address);
     kandiga_quant.rows(&w, h, group->num_rows, begin, end,
                        run->out + group->first_row * run->hidden_size + begin, run->hidden_size);

@@ -13,7 +13,8 @@ struct kandiga_projection {
     int has_bias;
 };
 
-/* y = down(silu(gate(x)) * up(x)); gate and up (intermediate, hidden), down (hidden, intermediate) */
+/* y = down(silu(gate(x)) * up(x)); gate and up (intermediate, hidden), down (hidden, intermediate)
+ */
 struct kandiga_expert_layout {
     struct kandiga_projection gate, up, down;
 };

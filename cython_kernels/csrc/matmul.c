@@ -2,7 +2,8 @@
 #include "dispatch.h"
 #include "threadpool.h"
 
-/* Below this many multiplications a second thread costs more than it brings (a job is about 2 us). */
+/* Below this many multiplications a second thread costs more than it brings (a job is about 2 us).
+ */
 #define MIN_PARALLEL_WORK 65536
 #define MAX_ORDERS 8
 

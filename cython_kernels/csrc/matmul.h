@@ -7,8 +7,8 @@
 #define KANDIGA_MAX_MATRICES 16
 
 /*
- * outs[m] (num_tokens, out_features of m) = x (num_tokens, in_features) W_m^T + bias_m, all matrices
- * with the same in_features, in one parallel region. 0, or -1 when scratch memory ran out.
+ * outs[m] (num_tokens, out_features of m) = x (num_tokens, in_features) W_m^T + bias_m, all
+ * matrices with the same in_features, in one parallel region. 0, or -1 when scratch memory ran out.
  */
 int kandiga_matmul_many(const struct kandiga_matrix* const* matrices, float* const* outs,
                         size_t num_matrices, const float* x, size_t num_tokens);

@@ -38,9 +38,9 @@ struct kandiga_matrix {
  */
 struct quant_ops {
     /*
-     * Bring one token's x (in_features) into the order in which `rows` wants it, with the group sums
-     * it needs: kandiga_prepared_floats(in_features) floats at a 64-byte boundary. The result serves
-     * every matrix with the same in_features and bits.
+     * Bring one token's x (in_features) into the order in which `rows` wants it, with the group
+     * sums it needs: kandiga_prepared_floats(in_features) floats at a 64-byte boundary. The result
+     * serves every matrix with the same in_features and bits.
      */
     void (*prepare)(const struct kandiga_matrix* w, const float* x, float* prepared);
 

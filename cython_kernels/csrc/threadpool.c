@@ -88,7 +88,8 @@ static void run_items(uint64_t job) {
     inside_task = 1;
     uint64_t seen = atomic_load(&control);
     while (seen >> 32 == job) {
-        /* Read before the item is taken: once it is taken the job cannot end, so these are its own. */
+        /* Read before the item is taken: once it is taken the job cannot end, so these are its own.
+         */
         kandiga_task task = atomic_load(&job_task);
         void* context = atomic_load(&job_context);
         size_t item = (size_t)(seen & UINT32_MAX);
@@ -162,7 +163,8 @@ static void init_hold_lock(void) {
     pthread_mutexattr_destroy(&attributes);
 }
 
-/* The child has the pool's memory but none of its threads, and locks in whatever state they were. */
+/* The child has the pool's memory but none of its threads, and locks in whatever state they were.
+ */
 static void after_fork_in_child(void) {
     init_hold_lock();
     pthread_mutex_init(&sleep_lock, NULL);
@@ -193,7 +195,8 @@ static void run_job(kandiga_task task, void* context, size_t num_items) {
         start_workers();
     uint64_t last_job = atomic_load(&control) >> 32;
     uint64_t job = (last_job + 1) & UINT32_MAX;
-    /* Closed before the fields change: a late worker must not take an item the last job never had. */
+    /* Closed before the fields change: a late worker must not take an item the last job never had.
+     */
     atomic_store(&control, last_job << 32 | UINT32_MAX);
     atomic_store(&job_task, task);
     atomic_store(&job_context, context);
