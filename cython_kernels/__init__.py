@@ -2,41 +2,75 @@
 
 csrc/quant_*.c   matrices: affine 2-8 bits and plain f16/bf16/f32, y = x W^T
 csrc/vector_*.c  everything else: norms, rope, attention, gated delta rule, routing
-csrc/matmul.c, csrc/expert.c   what is above the instruction sets: splitting rows over threads
+csrc/matmul.c, expert.c, vector.c   what is above the instruction sets: splitting over threads
 csrc/dispatch.c, csrc/cpu.c    which instruction set runs; KANDIGA_ISA=scalar|avx2|avx512|neon
 csrc/threadpool.c              the one pool of threads in the process
-_kernels.pyx, *.pxi            argument checks (ValueError names argument, seen, wanted); no GIL in C
-reference.py                   every kernel in numpy float64, what the tests compare with
+_kernels.pyx, *.pxi            argument checks (ValueError: argument, seen, expected); no GIL in C
+reference/                     every kernel in numpy float64, what the tests compare with
 """
 
 from ._kernels import (
     ExpertLayout,
     Matrix,
+    add,
+    add_rms_norm,
+    attention,
     available_isas,
+    causal_conv,
     cpu_count,
     embed_rows,
     expert_mlp,
     expert_scratch,
+    gated_delta,
+    gated_delta_gates,
+    head_rms_norm,
     isa,
+    kv_append,
+    l2_normalize_heads,
     matmul,
     matmul_many,
     moe_combine,
     num_threads,
+    rms_norm,
+    rms_norm_gated,
+    rope,
     set_num_threads,
+    sigmoid_mul,
+    sigmoid_scale_add,
+    silu_mul,
+    split_interleaved,
+    top_k_routing,
 )
 
 __all__ = [
     "ExpertLayout",
     "Matrix",
+    "add",
+    "add_rms_norm",
+    "attention",
     "available_isas",
+    "causal_conv",
     "cpu_count",
     "embed_rows",
     "expert_mlp",
     "expert_scratch",
+    "gated_delta",
+    "gated_delta_gates",
+    "head_rms_norm",
     "isa",
+    "kv_append",
+    "l2_normalize_heads",
     "matmul",
     "matmul_many",
     "moe_combine",
     "num_threads",
+    "rms_norm",
+    "rms_norm_gated",
+    "rope",
     "set_num_threads",
+    "sigmoid_mul",
+    "sigmoid_scale_add",
+    "silu_mul",
+    "split_interleaved",
+    "top_k_routing",
 ]

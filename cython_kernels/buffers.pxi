@@ -2,6 +2,7 @@
 from cpython.buffer cimport (
     PyBUF_C_CONTIGUOUS,
     PyBUF_FORMAT,
+    PyBUF_STRIDES,
     PyBUF_WRITABLE,
     PyBuffer_Release,
     PyObject_GetBuffer,
@@ -20,7 +21,7 @@ _FORMATS = {
 
 
 cdef class Buffers:
-    """The buffers of one call: C-contiguous, of a checked element type, released with this object.
+    """The buffers of one call: of a checked element type, released with this object.
 
     Every method returns the view; its shape and buf are the array's.
     """
@@ -32,35 +33,65 @@ cdef class Buffers:
         for i in range(self.count):
             PyBuffer_Release(&self.views[i])
 
-    cdef Py_buffer* get(self, object array, str name, tuple types, int ndim, bint writable) except NULL:
-        """View of an array of one of `types` (names as in numpy) with ndim dimensions (-1: any)."""
+    cdef Py_buffer* acquire(self, object array, str name, tuple types, int layout,
+                            bint writable) except NULL:
+        """View of an array of one of `types` (names as in numpy), of a layout (a PyBUF flag)."""
         if self.count == 16:
             raise ValueError(f"{name}: more than 16 arrays in one call")
         cdef Py_buffer* view = &self.views[self.count]
-        cdef int flags = PyBUF_FORMAT | PyBUF_C_CONTIGUOUS
         if writable:
-            flags |= PyBUF_WRITABLE
+            layout |= PyBUF_WRITABLE
         try:
-            PyObject_GetBuffer(array, view, flags)
+            PyObject_GetBuffer(array, view, PyBUF_FORMAT | layout)
         except (TypeError, BufferError, ValueError) as error:
-            kind = "writable C-contiguous" if writable else "C-contiguous"
+            kind = "C-contiguous " if layout & ~PyBUF_STRIDES & PyBUF_C_CONTIGUOUS else ""
+            kind = f"writable {kind}" if writable else kind
             raise ValueError(
-                f"{name}: {_describe(array)}, expected a {kind} {' or '.join(types)} array: {error}"
+                f"{name}: {_describe(array)}, expected a {kind}{' or '.join(types)} array: {error}"
             ) from None
         self.count += 1
-        cdef str form = view.format.decode() if view.format != NULL else "B"
+        cdef const char* form = view.format
+        if form != NULL and form[0] in b"@=<":
+            form += 1
+        cdef str letter = chr(form[0]) if form != NULL and form[0] and not form[1] else "B"
         for type_name in types:
             letters, itemsize = _FORMATS[type_name]
-            if view.itemsize == itemsize and form.lstrip("@=<") in tuple(letters):
+            if view.itemsize == itemsize and letter in <str>letters:
                 break
         else:
             raise ValueError(f"{name}: {_describe(array)}, expected {' or '.join(types)}")
-        if ndim >= 0 and view.ndim != ndim:
-            raise ValueError(f"{name}: {_describe(array)}, expected {ndim} dimensions")
         if <size_t>view.buf % <size_t>view.itemsize:
             raise ValueError(
                 f"{name}: address {<size_t>view.buf:#x}, expected a multiple of {view.itemsize}"
             )
+        return view
+
+    cdef Py_buffer* get(self, object array, str name, tuple types, int ndim,
+                        bint writable) except NULL:
+        """View of a C-contiguous array of one of `types` with ndim dimensions (-1: any)."""
+        cdef Py_buffer* view = self.acquire(array, name, types, PyBUF_C_CONTIGUOUS, writable)
+        if ndim >= 0 and view.ndim != ndim:
+            raise ValueError(f"{name}: {_describe(array)}, expected {ndim} dimensions")
+        return view
+
+    cdef Py_buffer* strided(self, object array, str name, tuple types, bint writable) except NULL:
+        """View of an array of one of `types` whose last axis is contiguous; the others may have any
+        stride that is a multiple of the element."""
+        cdef Py_buffer* view = self.acquire(array, name, types, PyBUF_STRIDES, writable)
+        cdef int last = view.ndim - 1
+        for i in range(view.ndim):
+            if view.shape[i] <= 1:
+                continue
+            if i == last and view.strides[i] != view.itemsize:
+                raise ValueError(
+                    f"{name}: last axis has a stride of {view.strides[i]} bytes,"
+                    f" expected {view.itemsize} (contiguous)"
+                )
+            if view.strides[i] % view.itemsize or (writable and view.strides[i] == 0):
+                raise ValueError(
+                    f"{name}: axis {i} has a stride of {view.strides[i]} bytes, expected a multiple"
+                    f" of {view.itemsize}{' that is not 0' if writable else ''}"
+                )
         return view
 
     cdef Py_buffer* f32(self, object array, str name, int ndim) except NULL:
@@ -85,7 +116,7 @@ def _describe(array):
 
 cdef int expect_shape(Py_buffer* view, str name, Py_ssize_t dim0, Py_ssize_t dim1=-1,
                       Py_ssize_t dim2=-1) except -1:
-    """ValueError unless the view's shape is (dim0[, dim1[, dim2]]); dimensions < 0 are not there."""
+    """ValueError unless the view's shape is (dim0[, dim1[, dim2]]); those < 0 are not there."""
     cdef Py_ssize_t[3] wanted
     wanted[:] = [dim0, dim1, dim2]
     cdef bint same = True

@@ -1,4 +1,4 @@
-"""Every kernel in numpy float64: slow, obvious, and what the tests compare with.
+"""The matrix kernels in numpy float64: slow, obvious, and what the tests compare with.
 
 bfloat16 is carried as uint16, as everywhere in this package.
 """

@@ -1,0 +1,51 @@
+"""Every kernel in numpy float64: slow, obvious, and what the tests compare with."""
+
+from .matrix import (
+    dequantize,
+    expert_mlp,
+    matmul,
+    moe_combine,
+    pack_codes,
+    to_float64,
+    unpack_codes,
+)
+from .vector import (
+    attention,
+    causal_conv,
+    gated_delta,
+    gated_delta_gates,
+    l2_normalize_heads,
+    rms_norm,
+    rms_norm_gated,
+    rope,
+    sigmoid,
+    sigmoid_mul,
+    sigmoid_scale_add,
+    silu,
+    silu_mul,
+    top_k_routing,
+)
+
+__all__ = [
+    "attention",
+    "causal_conv",
+    "dequantize",
+    "expert_mlp",
+    "gated_delta",
+    "gated_delta_gates",
+    "l2_normalize_heads",
+    "matmul",
+    "moe_combine",
+    "pack_codes",
+    "rms_norm",
+    "rms_norm_gated",
+    "rope",
+    "sigmoid",
+    "sigmoid_mul",
+    "sigmoid_scale_add",
+    "silu",
+    "silu_mul",
+    "to_float64",
+    "top_k_routing",
+    "unpack_codes",
+]
