@@ -1,0 +1,63 @@
+"""The one family of errors that this package raises about containers."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import PurePath
+
+# Codes that mean "could not be read at all" rather than "read, and wrong". Commands give these an
+# exit status of their own.
+UNREADABLE_CODES = frozenset({"E_IO", "E_FILE_MISSING"})
+
+
+class KexpError(Exception):
+    """Something about a container is wrong; `code` is one of those listed in specs/kexp-v1.md.
+
+    Args:
+        code: stable identifier, for example "E_BLOCK_CRC".
+        message: value seen, value wanted, and what to do if that is known. One line.
+        file: the file at fault; only its last component is printed.
+        offset_bytes: where in that file.
+        layer, expert: which expert, when the fault lies in one.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        file: str | PurePath | None = None,
+        offset_bytes: int | None = None,
+        layer: int | None = None,
+        expert: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.file = None if file is None else PurePath(file).name
+        self.offset_bytes = offset_bytes
+        self.layer = layer
+        self.expert = expert
+
+    def __str__(self) -> str:
+        where = []
+        if self.layer is not None:
+            where.append(f"layer {self.layer}")
+        if self.expert is not None:
+            where.append(f"expert {self.expert}")
+        if self.offset_bytes is not None:
+            where.append(f"at {self.offset_bytes:#x}")
+        pieces = [piece for piece in (self.file, " ".join(where), self.message) if piece]
+        return f"{': '.join(pieces)} ({self.code})"
+
+
+@contextlib.contextmanager
+def in_file(file: str | PurePath | None) -> Iterator[None]:
+    """Name `file` in any KexpError that passes through without naming one."""
+    try:
+        yield
+    except KexpError as error:
+        if error.file is None and file is not None:
+            error.file = PurePath(file).name
+        raise

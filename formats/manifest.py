@@ -1,0 +1,125 @@
+"""kexp.json: which files make up a set, and their digests."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+from formats import canonical_json
+from formats.constants import MAX_SHARDS
+from formats.errors import KexpError
+
+MANIFEST_NAME = "kexp.json"
+
+# People edit these on the Hub after publishing; they are copied but not pinned.
+UNPINNED_FILES = frozenset({"README.md", "LICENSE", "LICENSE.txt", "LICENSE.md"})
+
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,254}\Z")
+_HEX_DIGEST = re.compile(r"[0-9a-f]{64}\Z")
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """A file of the set: its name in the folder, its size, its SHA-256 in hexadecimal."""
+
+    name: str
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """set_root in hexadecimal; shards in order; the pinned files beside them."""
+
+    set_root: str
+    shards: tuple[FileRecord, ...]
+    files: tuple[FileRecord, ...]
+
+    def pack(self) -> bytes:
+        """Return the bytes of kexp.json."""
+        document = {
+            "files": [_pack_record(record) for record in sorted(self.files, key=_by_name)],
+            "format": "kexp",
+            "set_root": self.set_root,
+            "shards": [_pack_record(record) for record in self.shards],
+            "version": 1,
+        }
+        return canonical_json.encode(document, what=MANIFEST_NAME)
+
+
+def shard_file_name(shard_no: int, shard_count: int) -> str:
+    """Return the file name of a shard; `shard_no` counts from 0, the name from 1.
+
+    >>> shard_file_name(0, 1), shard_file_name(2, 9)
+    ('model.kexp', 'model-00003-of-00009.kexp')
+    """
+    if shard_count == 1:
+        return "model.kexp"
+    return f"model-{shard_no + 1:05d}-of-{shard_count:05d}.kexp"
+
+
+def is_file_name(name: str) -> bool:
+    """Whether `name` may stand in a set's folder: one plain component, no leading dot."""
+    return _FILE_NAME.match(name) is not None
+
+
+def _by_name(record: FileRecord) -> str:
+    return record.name
+
+
+def _pack_record(record: FileRecord) -> dict[str, Any]:
+    return {"name": record.name, "sha256": record.sha256, "size": record.size_bytes}
+
+
+def parse_manifest(data: bytes, *, file: PurePath) -> Manifest:
+    """Return the manifest spelled by `data`; KexpError E_MANIFEST or E_JSON_*."""
+
+    def wrong(message: str) -> KexpError:
+        return KexpError("E_MANIFEST", message, file=file)
+
+    document = canonical_json.decode(data, what=MANIFEST_NAME, file=file)
+    keys = {"files", "format", "set_root", "shards", "version"}
+    if not isinstance(document, dict) or document.keys() != keys:
+        raise wrong(f"wanted an object with the keys {', '.join(sorted(keys))}")
+    if document["format"] != "kexp" or type(document["version"]) is not int:
+        raise wrong(f"format {document['format']!r}, wanted 'kexp'")
+    if document["version"] != 1:
+        raise wrong(f"version {document['version']}, this reader knows 1")
+    set_root = document["set_root"]
+    if not isinstance(set_root, str) or not _HEX_DIGEST.match(set_root):
+        raise wrong("set_root is not 64 lower-case hexadecimal digits")
+    shards = _parse_records(document["shards"], "shards", file)
+    files = _parse_records(document["files"], "files", file)
+    if not 1 <= len(shards) <= MAX_SHARDS:
+        raise wrong(f"{len(shards)} shards, wanted 1..{MAX_SHARDS}")
+    for number, record in enumerate(shards):
+        wanted = shard_file_name(number, len(shards))
+        if record.name != wanted:
+            raise wrong(f"shard {number + 1} is called {record.name!r}, wanted {wanted}")
+    names = [record.name for record in files]
+    if names != sorted(set(names)):
+        raise wrong("files are not in ascending order of their names")
+    return Manifest(set_root, shards, files)
+
+
+def _parse_records(items: Any, what: str, file: PurePath) -> tuple[FileRecord, ...]:
+    def wrong(message: str) -> KexpError:
+        return KexpError("E_MANIFEST", f"{what}: {message}", file=file)
+
+    if not isinstance(items, list):
+        raise wrong("wanted a list")
+    records = []
+    for item in items:
+        if not isinstance(item, dict) or item.keys() != {"name", "sha256", "size"}:
+            raise wrong("an entry wanted with name, sha256, size")
+        name, sha256, size = item["name"], item["sha256"], item["size"]
+        if not isinstance(name, str) or not is_file_name(name):
+            raise wrong(f"{name!r} is not a plain file name")
+        if not isinstance(sha256, str) or not _HEX_DIGEST.match(sha256):
+            raise wrong(f"sha256 of {name} is not 64 lower-case hexadecimal digits")
+        if type(size) is not int or size < 0:
+            raise wrong(f"size of {name} is {size!r}")
+        records.append(FileRecord(name, size, sha256))
+    return tuple(records)

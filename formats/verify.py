@@ -1,0 +1,338 @@
+"""Reading a set to its last byte, to see whether it is what was written."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zlib
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+
+from formats import digests
+from formats.constants import MAX_JSON_BYTES
+from formats.durable import hash_file, os_errors
+from formats.errors import KexpError
+from formats.layout import Layout
+from formats.manifest import MANIFEST_NAME, FileRecord
+from formats.parallel import map_threads
+from formats.reader import KexpSet, open_set
+from formats.sections import BLKS, CODEC_RAW, Section, decode_section, first_section_floor
+from formats.shard import Shard
+
+Progress = Callable[[int], None]
+Checkpoint = Callable[[], None]
+
+_CHUNK_BYTES = 4 << 20
+# A file that is damaged throughout need not be listed block by block.
+_MAX_FINDINGS_PER_SHARD = 100
+
+
+@dataclass
+class Report:
+    """What a verification found.
+
+    findings: one error for each fault, in the order of files and offsets; empty when all is well.
+    num_shards, num_experts, num_bytes: how much was checked; num_bytes counts weights read.
+    """
+
+    findings: list[KexpError] = field(default_factory=list)
+    num_shards: int = 0
+    num_experts: int = 0
+    num_bytes: int = 0
+
+    @property
+    def ok(self) -> bool:
+        return not self.findings
+
+
+def verify_index(path: str | Path) -> Report:
+    """Check all that is checked at open, the block tree roots, and the files beside the shards.
+
+    Weights are not read. Faults are returned, not raised.
+    """
+    return _verify(path, None)
+
+
+def verify_full(
+    path: str | Path, progress: Progress | None = None, *, num_threads: int | None = None
+) -> Report:
+    """Check every byte of the set: `verify_index`, then each shard read once from end to end.
+
+    A flipped bit anywhere is found: in a header, an index, a block, dense weights, padding, or the
+    files that kexp.json pins. Faults are returned, not raised.
+
+    Args:
+        progress: called with the number of bytes of each step, from one thread at a time.
+        num_threads: shards checked at once; the default is the number of processors. Each holds
+            one block in memory.
+    """
+
+    def read_shards(opened: KexpSet, report: Report) -> None:
+        lock = Lock()
+
+        def step(count: int) -> None:
+            with lock:
+                report.num_bytes += count
+                if progress is not None:
+                    progress(count)
+
+        def read(number: int, checkpoint: Checkpoint) -> list[KexpError]:
+            record = opened.manifest.shards[number]
+            with _ShardPass(opened.shards[number], record, step, checkpoint) as shard_pass:
+                return shard_pass.run()
+
+        for findings in map_threads(read, range(len(opened.shards)), num_threads=num_threads):
+            report.findings.extend(findings)
+
+    return _verify(path, read_shards)
+
+
+def _verify(path: str | Path, read_shards: Callable[[KexpSet, Report], None] | None) -> Report:
+    report = Report()
+    try:
+        opened = open_set(path)
+    except KexpError as error:
+        report.findings.append(error)
+        return report
+    with opened:
+        for record in opened.manifest.files:
+            report.findings.extend(_check_file(opened.path / record.name, record))
+        for shard in opened.shards:
+            report.findings.extend(_check_block_root(shard))
+            report.num_shards += 1
+            report.num_experts += len(shard.entries)
+        if read_shards is not None:
+            read_shards(opened, report)
+    return report
+
+
+def _check_file(path: Path, record: FileRecord) -> list[KexpError]:
+    if not path.is_file():
+        return [KexpError("E_FILE_MISSING", f"{MANIFEST_NAME} lists it", file=path)]
+    try:
+        with os_errors(path, "read"):
+            size, actual = path.stat().st_size, hash_file(path)
+    except KexpError as error:
+        return [error]
+    if size != record.size_bytes:
+        message = f"{size} bytes, {MANIFEST_NAME} says {record.size_bytes}"
+        return [KexpError("E_FILE_SIZE", message, file=path)]
+    if actual != record.sha256:
+        return [_file_digest_error(path, actual, record)]
+    return []
+
+
+def _file_digest_error(path: Path, actual: str, record: FileRecord) -> KexpError:
+    return KexpError(
+        "E_FILE_SHA256",
+        f"sha256 {actual[:16]}... != {record.sha256[:16]}... in {MANIFEST_NAME}",
+        file=path,
+    )
+
+
+def _check_block_root(shard: Shard) -> list[KexpError]:
+    section = shard.section(BLKS)
+    if section is None:
+        return []
+    root = digests.tree_root(bytes(each) for each in shard.entries["sha256"])
+    if root == section.sha256:
+        return []
+    return [
+        KexpError(
+            "E_BLOCKS_ROOT",
+            f"root over the index's sha256 {root.hex()[:16]}... != {section.sha256.hex()[:16]}...",
+            file=shard.path,
+        )
+    ]
+
+
+class _ShardPass:
+    """One shard read from its first byte to its last, each byte once.
+
+    The SHA-256 of the whole file is computed on a second thread beside that of the blocks.
+    """
+
+    def __init__(
+        self, shard: Shard, record: FileRecord, step: Progress, checkpoint: Checkpoint
+    ) -> None:
+        self._shard = shard
+        self._record = record
+        self._step = step
+        self._checkpoint = checkpoint
+        self._findings: list[KexpError] = []
+        self._buffer = bytearray(_CHUNK_BYTES)
+        self._at = 0
+        self._file_sha256 = hashlib.sha256()
+        self._hasher = ThreadPoolExecutor(1, thread_name_prefix="kexp-sha256")
+        self._hashing: Future[None] | None = None
+
+    def __enter__(self) -> _ShardPass:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hasher.shutdown()
+
+    def run(self) -> list[KexpError]:
+        """Return the faults of the shard, at most _MAX_FINDINGS_PER_SHARD and a digest."""
+        try:
+            self._read_to(first_section_floor(self._shard.superblock.section_count))
+            for section in self._shard.sections:
+                self._check_padding(section.offset_bytes)
+                self._check_section(section)
+            self._wait()
+        except KexpError as error:
+            return [*self._findings, error]
+        actual = self._file_sha256.hexdigest()
+        # Where a block is already known to be bad, the digest of the file says nothing more.
+        if actual != self._record.sha256 and not self._findings:
+            self._findings.append(_file_digest_error(self._shard.path, actual, self._record))
+        return self._findings
+
+    def _read(self, length: int) -> memoryview:
+        """Return the next `length` bytes, valid until the next call."""
+        self._checkpoint()
+        self._wait()
+        if length > len(self._buffer):
+            self._buffer = bytearray(length)
+        view = memoryview(self._buffer)[:length]
+        done = 0
+        while done < length:
+            with os_errors(self._shard.path, "read"):
+                count = os.preadv(self._shard.fd, [view[done:]], self._at + done)
+            if count == 0:
+                raise KexpError(
+                    "E_FILE_SIZE",
+                    f"ends early, {self._shard.size_bytes} bytes when it was opened",
+                    file=self._shard.path,
+                    offset_bytes=self._at + done,
+                )
+            done += count
+        self._at += length
+        self._hashing = self._hasher.submit(self._file_sha256.update, view)
+        self._step(length)
+        return view
+
+    def _wait(self) -> None:
+        if self._hashing is not None:
+            self._hashing.result()
+            self._hashing = None
+
+    def _read_to(self, end: int) -> None:
+        while self._at < end:
+            self._read(min(_CHUNK_BYTES, end - self._at))
+
+    def _found(self, error: KexpError) -> None:
+        if len(self._findings) < _MAX_FINDINGS_PER_SHARD:
+            self._findings.append(error)
+
+    def _check_padding(self, end: int) -> None:
+        begin = self._at
+        if end > begin and not _is_zero(self._read(end - begin)):
+            self._found(
+                KexpError(
+                    "E_PADDING",
+                    f"padding up to {end:#x} is not zero",
+                    file=self._shard.path,
+                    offset_bytes=begin,
+                )
+            )
+
+    def _check_section(self, section: Section) -> None:
+        if section.tag == BLKS:
+            self._check_blocks()
+        elif section.codec == CODEC_RAW:
+            self._check_raw(section)
+        else:
+            self._check_compressed(section)
+
+    def _check_raw(self, section: Section) -> None:
+        crc, sha = 0, hashlib.sha256()
+        while self._at < section.end_bytes:
+            data = self._read(min(_CHUNK_BYTES, section.end_bytes - self._at))
+            crc = zlib.crc32(data, crc)
+            sha.update(data)
+        if crc != section.crc32:
+            code, message = "E_SECTION_CRC", f"crc32 {crc:08x} != {section.crc32:08x}"
+        elif sha.digest() != section.sha256:
+            code = "E_SECTION_SHA256"
+            message = f"sha256 {sha.hexdigest()[:16]}... != {section.sha256.hex()[:16]}..."
+        else:
+            return
+        self._found(
+            KexpError(
+                code,
+                f"section {section.name}: {message}",
+                file=self._shard.path,
+                offset_bytes=section.offset_bytes,
+            )
+        )
+
+    def _check_compressed(self, section: Section) -> None:
+        if section.stored_bytes > MAX_JSON_BYTES:
+            raise KexpError(
+                "E_LIMIT",
+                f"compressed section {section.name} of {section.stored_bytes} bytes",
+                file=self._shard.path,
+            )
+        stored = bytes(self._read(section.stored_bytes))
+        try:
+            decode_section(section, stored, limit_bytes=MAX_JSON_BYTES, file=self._shard.path)
+        except KexpError as error:
+            self._found(error)
+
+    def _check_blocks(self) -> None:
+        gaps = [_gaps(layout) for layout in self._shard.layouts]
+        payloads = [layout.payload_bytes for layout in self._shard.layouts]
+        for row in range(len(self._shard.entries)):
+            entry = self._shard.entries[row]
+            layout = int(entry["layout"])
+            data = self._read(int(entry["block_bytes"]))
+            fault = _block_fault(data, payloads[layout], gaps[layout], entry)
+            if fault is not None:
+                self._found(
+                    KexpError(
+                        *fault,
+                        file=self._shard.path,
+                        offset_bytes=int(entry["offset_bytes"]),
+                        layer=int(entry["layer"]),
+                        expert=int(entry["expert"]),
+                    )
+                )
+
+
+def _block_fault(
+    data: memoryview, payload_bytes: int, gaps: list[tuple[int, int]], entry: np.void
+) -> tuple[str, str] | None:
+    """Return (code, message) of what is wrong with a block, or None."""
+    payload = data[:payload_bytes]
+    crc, stored_crc = zlib.crc32(payload), int(entry["crc32"])
+    if crc != stored_crc:
+        return "E_BLOCK_CRC", f"crc32 {crc:08x} != {stored_crc:08x}"
+    digest, stored = hashlib.sha256(payload).hexdigest(), bytes(entry["sha256"]).hex()
+    if digest != stored:
+        return "E_BLOCK_SHA256", f"sha256 {digest[:16]}... != {stored[:16]}..."
+    if not all(_is_zero(data[begin:end]) for begin, end in gaps):
+        return "E_PADDING", "padding in the block is not zero"
+    return None
+
+
+def _gaps(layout: Layout) -> list[tuple[int, int]]:
+    """Return the (begin, end) of the stretches of a block that no part covers."""
+    gaps = []
+    floor = 0
+    for part in layout.parts:
+        if part.offset_bytes > floor:
+            gaps.append((floor, part.offset_bytes))
+        floor = part.offset_bytes + part.length_bytes
+    if layout.block_bytes > floor:
+        gaps.append((floor, layout.block_bytes))
+    return gaps
+
+
+def _is_zero(data: memoryview) -> bool:
+    return not np.frombuffer(data, dtype=np.uint8).any()

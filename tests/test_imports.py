@@ -1,0 +1,57 @@
+"""Rooms depend on one another in one direction only, and the native path starts light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+ROOMS = {"cython_kernels", "formats", "kandiga_pack", "kandiga_run", "specs"}
+ALLOWED = {
+    "cython_kernels": set(),
+    "formats": set(),
+    "kandiga_pack": {"cython_kernels", "formats"},
+    "kandiga_run": {"cython_kernels", "formats"},
+    "specs": set(),
+}
+HEAVY = ("mlx", "mlx_lm", "transformers", "torch")
+
+
+def imported_packages(file: Path) -> Iterator[tuple[int, str]]:
+    """Yield (line, top-level package) of each absolute import in a source file."""
+    for node in ast.walk(ast.parse(file.read_text(), str(file))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name.partition(".")[0]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.lineno, node.module.partition(".")[0]
+
+
+@pytest.mark.parametrize("room", sorted(ROOMS))
+def test_rooms_import_only_what_they_may(room: str) -> None:
+    files = sorted((ROOT / room).rglob("*.py"))
+    assert files, f"{room} has no Python files: is the path right?"
+    forbidden = ROOMS - ALLOWED[room] - {room}
+    found = [
+        f"{file.relative_to(ROOT)}:{line} imports {package}"
+        for file in files
+        for line, package in imported_packages(file)
+        if package in forbidden or package == "tests"
+    ]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("package", ["formats", "cython_kernels", "kandiga_run", "kandiga_pack"])
+def test_importing_a_package_leaves_the_heavy_ones_alone(package: str) -> None:
+    code = (
+        f"import sys, {package}\n"
+        f"print(*(name for name in {HEAVY!r} if name in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
