@@ -6,9 +6,11 @@ residency or which KV cache is underneath.
 
 from __future__ import annotations
 
+import platform
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +18,15 @@ from numpy.typing import NDArray
 from kandiga_run.errors import RunError
 from kandiga_run.stats import RunStats
 
+if TYPE_CHECKING:
+    from kandiga_run.container import Model
+
 EngineName = Literal["auto", "native", "mlx"]
 Residency = Literal["auto", "mapped", "owned"]
 Check = Literal["first-touch", "always", "off"]
+
+#: Tokens of a prefill chunk; engines size their buffers for it.
+PREFILL_CHUNK = 512
 
 #: Architectures of the native engine: `model_type` of config.json.
 NATIVE_ARCHITECTURES = ("mixtral", "qwen3_moe", "qwen3_next", "qwen3_5_moe")
@@ -79,6 +87,8 @@ class EngineOptions:
     check: Check = "first-touch"
     num_threads: int | None = None
     num_readers: int | None = None
+    #: "auto" is as precise as the checkpoint: f32 for a float32 one, else f16. Native engine only.
+    kv_dtype: Literal["auto", "f16", "f32"] = "auto"
 
 
 def load_engine(
@@ -91,14 +101,54 @@ def load_engine(
     check: Check = "first-touch",
     num_threads: int | None = None,
     num_readers: int | None = None,
+    kv_dtype: Literal["auto", "f16", "f32"] = "auto",
 ) -> Engine:
     """Open a container folder (or one of its .kexp files) and return an engine for it.
 
-    "auto" takes the native engine when it knows the architecture, else mlx. Raises RunError for
-    a choice that cannot work, `formats.KexpError` for a damaged container, OSError for a missing
-    one.
+    "auto" takes the native engine when it knows the architecture, else mlx; on Apple Silicon, where
+    mlx has a GPU, always mlx. Raises RunError for a choice that cannot work, `formats.KexpError`
+    for a missing or damaged container.
     """
-    raise RunError("no engine is available")
+    # Imported here: both engines are built on the names of this module.
+    from kandiga_run.container import Model
+
+    options = EngineOptions(
+        residency,
+        memory_bytes,
+        num_experts_per_token,
+        check,
+        num_threads,
+        num_readers,
+        kv_dtype,
+    )
+    model = Model.open(path)
+    try:
+        if engine == "auto":
+            native = model.architecture in NATIVE_ARCHITECTURES and not _has_apple_gpu()
+            engine = "native" if native else "mlx"
+        return _open_native(model, options) if engine == "native" else _open_mlx(model, options)
+    except BaseException:
+        model.close()
+        raise
+
+
+def _open_native(model: Model, options: EngineOptions) -> Engine:
+    if model.architecture not in NATIVE_ARCHITECTURES:
+        raise RunError(
+            f"the native engine does not know the architecture {model.architecture!r} (it knows "
+            f"{', '.join(NATIVE_ARCHITECTURES)}); use --engine mlx"
+        )
+    from kandiga_run.native.engine import NativeEngine
+
+    return NativeEngine(model, options)
+
+
+def _open_mlx(model: Model, options: EngineOptions) -> Engine:
+    raise RunError("the mlx engine is not available")
+
+
+def _has_apple_gpu() -> bool:
+    return sys.platform == "darwin" and platform.machine() == "arm64"
 
 
 def resolve_top_k(requested: int | Literal["fast"] | None, top_k: int, num_experts: int) -> int:

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 from kandiga_run.engine import Check, Residency
 from kandiga_run.errors import RunError
+from kandiga_run.experts.pages import absent_bytes, address_of, mincore_tells_the_truth
+from kandiga_run.memory import available_bytes
 from kandiga_run.stats import RunStats
 
 if TYPE_CHECKING:
@@ -25,6 +27,13 @@ if TYPE_CHECKING:
 
 #: (expert, address of its payload)
 Arrival = tuple[int, int]
+
+# Of the memory that is available: below the first share, mapped experts leave room for everything
+# else; an owned pool that nobody gave a budget takes the second.
+_COMFORTABLE_SHARE = 0.7
+_OWNED_SHARE = 0.5
+# With this much of the experts in the page cache, reading them into slots again would be waste.
+_RESIDENT_SHARE = 0.9
 
 
 class Arrivals:
@@ -81,7 +90,47 @@ def open_store(
     """Return the store for a model; `budget_bytes` is what the experts alone may occupy.
 
     "auto" maps when the experts are resident or fit comfortably in the memory that is free, and
-    owns otherwise. A budget means "owned" unless "mapped" is asked for. Raises RunError for a
-    budget that cannot work, saying the smallest one that can.
+    owns otherwise. A budget means "owned". Raises RunError for a budget that cannot work, saying
+    the smallest one that can.
     """
-    raise RunError("no expert store is available")
+    # Imported here: both stores are built on the names of this module.
+    from kandiga_run.experts.mapped import MappedStore
+    from kandiga_run.experts.owned import OwnedStore
+
+    if residency == "mapped" and budget_bytes is not None:
+        raise RunError(
+            "a memory budget cannot be kept with mapped experts, whose pages belong to the "
+            "kernel: leave one of the two out"
+        )
+    if residency == "auto":
+        owned = budget_bytes is not None or not fits_comfortably(model)
+        residency = "owned" if owned else "mapped"
+    if residency == "mapped":
+        return MappedStore(model.container, num_readers=num_readers, check=check, stats=stats)
+    if budget_bytes is None:
+        budget_bytes = int(available_bytes() * _OWNED_SHARE)
+    return OwnedStore(
+        model.container, budget_bytes, num_readers=num_readers, check=check, stats=stats
+    )
+
+
+def fits_comfortably(model: Model) -> bool:
+    """Whether all experts may stay in the page cache, or are there already."""
+    if model.expert_bytes <= available_bytes() * _COMFORTABLE_SHARE:
+        return True
+    if not all(mincore_tells_the_truth(shard.path) for shard in model.container.shards):
+        return False
+    absent = sum(absent_bytes_of_layer(model, layer) for layer in model.container.layers)
+    return absent <= model.expert_bytes * (1 - _RESIDENT_SHARE)
+
+
+def absent_bytes_of_layer(model: Model, layer: int) -> int:
+    """Return how much of a layer's experts is not in the page cache.
+
+    The blocks of a layer lie side by side in one shard, so one look covers them all.
+    """
+    container = model.container
+    first = container.extent(layer, 0)
+    shard_map = memoryview(container.shards[first.shard].mmap)
+    length = container.num_experts(layer) * first.block_bytes
+    return absent_bytes(address_of(shard_map) + first.offset_bytes, length)

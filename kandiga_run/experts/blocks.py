@@ -1,0 +1,62 @@
+"""Where the blocks of a container lie, and which of them have been checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from formats import KexpSet
+from kandiga_run.engine import Check
+
+
+@dataclass(frozen=True)
+class LayerBlocks:
+    """All blocks of a layer. They have one size; offsets_bytes has one entry an expert."""
+
+    shard: int
+    offsets_bytes: list[int]
+    block_bytes: int
+    payload_bytes: int
+
+
+class Blocks:
+    """The blocks of every layer, and the policy on checksums.
+
+    "first-touch" checks a block the first time it is brought into this process, "always" every
+    time it is read, "off" never.
+    """
+
+    def __init__(self, container: KexpSet, check: Check) -> None:
+        self._container = container
+        self._check = check
+        self._layers = {layer: _layer_blocks(container, layer) for layer in container.layers}
+        self._unchecked = {
+            layer: np.ones(len(blocks.offsets_bytes), np.bool_)
+            for layer, blocks in self._layers.items()
+        }
+
+    def __getitem__(self, layer: int) -> LayerBlocks:
+        return self._layers[layer]
+
+    def needs_check(self, layer: int, expert: int) -> bool:
+        """Whether the payload must be checked when it is brought in at this moment."""
+        if self._check == "first-touch":
+            return bool(self._unchecked[layer][expert])
+        return self._check == "always"
+
+    def check(self, layer: int, expert: int, payload: memoryview) -> None:
+        """Compare the payload with its checksum; KexpError names layer and expert."""
+        self._container.check_block(self._container.extent(layer, expert), payload)
+        self._unchecked[layer][expert] = False
+
+
+def _layer_blocks(container: KexpSet, layer: int) -> LayerBlocks:
+    layout = container.layout(layer)
+    shard, entries = container.entries(layer)
+    return LayerBlocks(
+        shard=shard,
+        offsets_bytes=entries["offset_bytes"].tolist(),
+        block_bytes=layout.block_bytes,
+        payload_bytes=layout.payload_bytes,
+    )

@@ -1,0 +1,29 @@
+"""The seam between attention and whatever holds its keys and values."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+class KVCache(Protocol):
+    """Keys and values of one layer and one sequence."""
+
+    @property
+    def nbytes(self) -> int:
+        """Return the size of the arrays really held."""
+
+    def append(self, keys: Array, values: Array) -> None:
+        """Add the keys and values (T, num_kv_heads, head_dim) float32 of T tokens."""
+
+    def attend(self, queries: Array, scale: float, out: Array) -> None:
+        """Attend from the last T tokens to everything before them, causally.
+
+        queries and out are (T, num_heads, head_dim) float32; the T tokens have been appended.
+        """
+
+    def trim(self, num_tokens: int) -> None:
+        """Forget the last `num_tokens` tokens."""

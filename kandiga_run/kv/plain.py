@@ -1,0 +1,67 @@
+"""The uncompressed KV cache: float16 or float32 arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from cython_kernels import attention, kv_append
+
+_FIRST_CAPACITY = 256
+
+
+class PlainKVCache:
+    """Keys and values (num_kv_heads, capacity, head_dim) of one layer, as float16 or float32.
+
+    The capacity doubles as the sequence grows, up to `max_tokens`: a chat that was given room for
+    32k tokens should not hold 32k tokens' worth of memory at its first word.
+    """
+
+    def __init__(self, num_kv_heads: int, head_dim: int, max_tokens: int, dtype: DTypeLike) -> None:
+        self._max_tokens = max_tokens
+        self._length = 0
+        capacity = min(_FIRST_CAPACITY, max_tokens)
+        self._keys: NDArray[Any] = np.empty((num_kv_heads, capacity, head_dim), dtype)
+        self._values: NDArray[Any] = np.empty_like(self._keys)
+
+    @staticmethod
+    def bytes_for(num_kv_heads: int, head_dim: int, num_tokens: int, dtype: DTypeLike) -> int:
+        """Return what a cache of `num_tokens` tokens holds."""
+        return 2 * num_kv_heads * head_dim * num_tokens * np.dtype(dtype).itemsize
+
+    @property
+    def nbytes(self) -> int:
+        """Return the size of both arrays."""
+        return self._keys.nbytes + self._values.nbytes
+
+    def append(self, keys: NDArray[np.float32], values: NDArray[np.float32]) -> None:
+        """Add keys and values (T, num_kv_heads, head_dim)."""
+        length = self._length + keys.shape[0]
+        if length > self._keys.shape[1]:
+            self._grow(length)
+        kv_append(keys, values, self._keys, self._values, self._length)
+        self._length = length
+
+    def attend(self, queries: NDArray[np.float32], scale: float, out: NDArray[np.float32]) -> None:
+        """Attend causally from the last T tokens; queries, out (T, num_heads, head_dim)."""
+        attention(queries, self._keys, self._values, self._length, scale, out)
+
+    def trim(self, num_tokens: int) -> None:
+        """Forget the last tokens; their memory stays for the next ones."""
+        if not 0 <= num_tokens <= self._length:
+            raise ValueError(f"cannot trim {num_tokens} of {self._length} tokens")
+        self._length -= num_tokens
+
+    def _grow(self, length: int) -> None:
+        if length > self._max_tokens:
+            raise ValueError(f"{length} tokens in a cache made for {self._max_tokens}")
+        capacity = min(self._max_tokens, max(length, 2 * self._keys.shape[1]))
+        self._keys = self._enlarged(self._keys, capacity)
+        self._values = self._enlarged(self._values, capacity)
+
+    def _enlarged(self, old: NDArray[Any], capacity: int) -> NDArray[Any]:
+        new = np.empty((old.shape[0], capacity, old.shape[2]), old.dtype)
+        new[:, : self._length] = old[:, : self._length]
+        return new

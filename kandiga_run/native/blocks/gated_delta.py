@@ -1,0 +1,260 @@
+"""Gated delta net: linear attention with a recurrent state instead of a KV cache.
+
+Sizes: Hk key heads of dimension Dk, Hv value heads of dimension Dv, Hv a multiple of Hk.
+conv_dim = 2 * Hk * Dk + Hv * Dv: queries, keys and values side by side, as the convolution sees
+them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cython_kernels import (
+    causal_conv,
+    gated_delta,
+    gated_delta_gates,
+    l2_normalize_heads,
+    matmul,
+    matmul_many,
+    rms_norm_gated,
+    split_interleaved,
+)
+from kandiga_run.errors import RunError
+from kandiga_run.kv.recurrent import RecurrentState
+from kandiga_run.native.scratch import Scratch
+from kandiga_run.native.weights import Weights
+
+Array = NDArray[np.float32]
+
+# Added to the sum of squares when queries and keys are normalized; the models fix it.
+_NORMALIZE_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class GatedDeltaShape:
+    """Sizes of a gated delta layer."""
+
+    hidden_size: int
+    num_key_heads: int
+    num_value_heads: int
+    key_head_dim: int
+    value_head_dim: int
+    conv_kernel_size: int
+    norm_eps: float
+
+    def __post_init__(self) -> None:
+        if self.num_value_heads % self.num_key_heads:
+            raise RunError(
+                f"config.json: linear_num_value_heads {self.num_value_heads} is not a multiple "
+                f"of linear_num_key_heads {self.num_key_heads}"
+            )
+
+    @property
+    def key_dim(self) -> int:
+        return self.num_key_heads * self.key_head_dim
+
+    @property
+    def value_dim(self) -> int:
+        return self.num_value_heads * self.value_head_dim
+
+    @property
+    def conv_dim(self) -> int:
+        return 2 * self.key_dim + self.value_dim
+
+
+@dataclass(frozen=True)
+class Projected:
+    """What the input projections give: qkv (T, conv_dim), z (T, Hv * Dv), b and a (T, Hv)."""
+
+    qkv: Array
+    z: Array
+    b: Array
+    a: Array
+
+    @staticmethod
+    def declare(shape: GatedDeltaShape, scratch: Scratch) -> None:
+        scratch.declare("delta_qkv", shape.conv_dim)
+        scratch.declare("delta_z", shape.value_dim)
+        scratch.declare("delta_b", shape.num_value_heads)
+        scratch.declare("delta_a", shape.num_value_heads)
+
+    @staticmethod
+    def rows(shape: GatedDeltaShape, scratch: Scratch, num_tokens: int) -> Projected:
+        return Projected(
+            scratch.rows("delta_qkv", num_tokens, shape.conv_dim),
+            scratch.rows("delta_z", num_tokens, shape.value_dim),
+            scratch.rows("delta_b", num_tokens, shape.num_value_heads),
+            scratch.rows("delta_a", num_tokens, shape.num_value_heads),
+        )
+
+
+class InputProjection(Protocol):
+    """How a family stores the input projections."""
+
+    def forward(self, x: Array) -> Projected:
+        """Project x (T, H)."""
+
+
+class SeparateProjection:
+    """in_proj_qkv, in_proj_z, in_proj_b, in_proj_a: one matrix each."""
+
+    def __init__(
+        self, weights: Weights, name: str, shape: GatedDeltaShape, scratch: Scratch
+    ) -> None:
+        hidden, heads = shape.hidden_size, shape.num_value_heads
+        self._matrices = (
+            weights.linear(f"{name}.in_proj_qkv", shape.conv_dim, hidden),
+            weights.linear(f"{name}.in_proj_z", shape.value_dim, hidden),
+            weights.linear(f"{name}.in_proj_b", heads, hidden),
+            weights.linear(f"{name}.in_proj_a", heads, hidden),
+        )
+        self._shape = shape
+        self._scratch = scratch
+        Projected.declare(shape, scratch)
+
+    def forward(self, x: Array) -> Projected:
+        """Project x (T, H)."""
+        projected = Projected.rows(self._shape, self._scratch, x.shape[0])
+        outs = (projected.qkv, projected.z, projected.b, projected.a)
+        matmul_many(self._matrices, x, outs)
+        return projected
+
+
+class FusedProjection:
+    """in_proj_qkvz and in_proj_ba: rows grouped by key head.
+
+    Of key head h, in_proj_qkvz holds q (Dk), k (Dk), v and z (Hv/Hk * Dv each); in_proj_ba holds
+    b and a (Hv/Hk each). The outputs are put in the order of the separate projections.
+    """
+
+    def __init__(
+        self, weights: Weights, name: str, shape: GatedDeltaShape, scratch: Scratch
+    ) -> None:
+        hidden = shape.hidden_size
+        self._qkvz_width = shape.conv_dim + shape.value_dim
+        self._ba_width = 2 * shape.num_value_heads
+        self._matrices = (
+            weights.linear(f"{name}.in_proj_qkvz", self._qkvz_width, hidden),
+            weights.linear(f"{name}.in_proj_ba", self._ba_width, hidden),
+        )
+        self._shape = shape
+        self._scratch = scratch
+        Projected.declare(shape, scratch)
+        scratch.declare("delta_qkvz", self._qkvz_width)
+        scratch.declare("delta_ba", self._ba_width)
+
+    def forward(self, x: Array) -> Projected:
+        """Project x (T, H)."""
+        shape, num_tokens = self._shape, x.shape[0]
+        qkvz = self._scratch.rows("delta_qkvz", num_tokens, self._qkvz_width)
+        ba = self._scratch.rows("delta_ba", num_tokens, self._ba_width)
+        matmul_many(self._matrices, x, (qkvz, ba))
+        projected = Projected.rows(shape, self._scratch, num_tokens)
+        key_heads = shape.num_key_heads
+        by_head = (num_tokens, key_heads, -1)
+        queries, keys, values = split_qkv(shape, projected.qkv)
+        split_interleaved(
+            qkvz.reshape(by_head),
+            (
+                queries,
+                keys,
+                values.reshape(by_head, copy=False),
+                projected.z.reshape(by_head),
+            ),
+        )
+        split_interleaved(
+            ba.reshape(by_head), (projected.b.reshape(by_head), projected.a.reshape(by_head))
+        )
+        return projected
+
+
+class GatedDeltaNet:
+    """Convolve q, k, v; walk the delta rule over the state; normalize, gate by z, project out."""
+
+    def __init__(
+        self,
+        weights: Weights,
+        name: str,
+        shape: GatedDeltaShape,
+        projection: InputProjection,
+        scratch: Scratch,
+    ) -> None:
+        self._shape = shape
+        self._projection = projection
+        self._scratch = scratch
+        kernel_shape = (shape.conv_dim, shape.conv_kernel_size)
+        self._conv_weight = _depthwise_kernel(weights, f"{name}.conv1d.weight", kernel_shape)
+        self._a_log = weights.vector(f"{name}.A_log", shape.num_value_heads)
+        self._dt_bias = weights.vector(f"{name}.dt_bias", shape.num_value_heads)
+        self._norm_weight = weights.vector(f"{name}.norm.weight", shape.value_head_dim)
+        self._out_proj = weights.linear(f"{name}.out_proj", shape.hidden_size, shape.value_dim)
+        scratch.declare("delta_convolved", shape.conv_dim)
+        scratch.declare("delta_decay", shape.num_value_heads)
+        scratch.declare("delta_beta", shape.num_value_heads)
+        scratch.declare("delta_out", shape.value_dim)
+        scratch.declare("delta_normed", shape.value_dim)
+
+    def new_cache(self, max_tokens: int, kv_dtype: object) -> RecurrentState:
+        """Return the state before the first token; neither argument changes its size."""
+        shape = self._shape
+        return RecurrentState(
+            (shape.conv_kernel_size - 1, shape.conv_dim),
+            (shape.num_value_heads, shape.value_head_dim, shape.key_head_dim),
+        )
+
+    def cache_bytes(self, max_tokens: int, kv_dtype: object) -> int:
+        """Return the size of the state."""
+        shape = self._shape
+        conv_values = (shape.conv_kernel_size - 1) * shape.conv_dim
+        return 4 * (conv_values + shape.value_dim * shape.key_head_dim)
+
+    def forward(self, x: Array, cache: RecurrentState, position: int, out: Array) -> None:
+        """Advance the state over x (T, H) and write out (T, H)."""
+        shape, scratch, num_tokens = self._shape, self._scratch, x.shape[0]
+        projected = self._projection.forward(x)
+        convolved = scratch.rows("delta_convolved", num_tokens, shape.conv_dim)
+        causal_conv(projected.qkv, self._conv_weight, cache.conv, convolved)
+        queries, keys, values = split_qkv(shape, convolved)
+        l2_normalize_heads(queries, _NORMALIZE_EPS, shape.key_head_dim**-0.5)
+        l2_normalize_heads(keys, _NORMALIZE_EPS, 1.0)
+        decay = scratch.rows("delta_decay", num_tokens, shape.num_value_heads)
+        beta = scratch.rows("delta_beta", num_tokens, shape.num_value_heads)
+        gated_delta_gates(projected.a, projected.b, self._a_log, self._dt_bias, decay, beta)
+        value_heads = (num_tokens, shape.num_value_heads, shape.value_head_dim)
+        mixed = scratch.rows("delta_out", *value_heads)
+        gated_delta(queries, keys, values, decay, beta, cache.delta, mixed)
+        normed = scratch.rows("delta_normed", *value_heads)
+        gate = projected.z.reshape(value_heads)
+        rms_norm_gated(mixed, gate, self._norm_weight, shape.norm_eps, normed)
+        matmul(self._out_proj, normed.reshape(num_tokens, shape.value_dim), out)
+
+
+def split_qkv(shape: GatedDeltaShape, qkv: Array) -> tuple[Array, Array, Array]:
+    """Return views of qkv (T, conv_dim): queries and keys (T, Hk, Dk), values (T, Hv, Dv)."""
+    num_tokens = qkv.shape[0]
+    keys_start, values_start = shape.key_dim, 2 * shape.key_dim
+    by_key_head = (num_tokens, shape.num_key_heads, shape.key_head_dim)
+    by_value_head = (num_tokens, shape.num_value_heads, shape.value_head_dim)
+    return (
+        qkv[:, :keys_start].reshape(by_key_head, copy=False),
+        qkv[:, keys_start:values_start].reshape(by_key_head, copy=False),
+        qkv[:, values_start:].reshape(by_value_head, copy=False),
+    )
+
+
+def _depthwise_kernel(weights: Weights, name: str, shape: tuple[int, int]) -> Array:
+    """Return the convolution's weight (kernel_size, channels), as the kernel takes it.
+
+    MLX stores it with a trailing axis of one, Transformers with a middle one: the same values in
+    the same order.
+    """
+    channels, kernel_size = shape
+    stored = weights.shape(name)
+    trailing = (channels, kernel_size, 1)
+    middle = (channels, 1, kernel_size)
+    values = weights.vector(name, *(middle if stored == middle else trailing))
+    return np.ascontiguousarray(values.reshape(shape).T)

@@ -1,0 +1,56 @@
+"""Rotary position embedding of the first dimensions of each head."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cython_kernels import rope
+from kandiga_run.config import Config
+from kandiga_run.errors import RunError
+
+
+class Rope:
+    """Rotates the first `rotary_dim` dimensions of a head; all of them, or a part."""
+
+    def __init__(
+        self, rotary_dim: int, theta: float, *, traditional: bool = False, scale: float = 1.0
+    ) -> None:
+        exponents = np.arange(0, rotary_dim, 2, dtype=np.float64) / rotary_dim
+        self._inverse_frequencies = (theta**-exponents).astype(np.float32)
+        self._traditional = traditional
+        self._scale = scale
+
+    def forward(self, x: NDArray[np.float32], position: int) -> None:
+        """Rotate x (T, num_heads, head_dim) in place; its first token is at `position`."""
+        rope(
+            x,
+            self._inverse_frequencies,
+            position,
+            traditional=self._traditional,
+            scale=self._scale,
+        )
+
+
+def rope_number(config: Config, key: str, default: float | None = None) -> float:
+    """Return rope_theta or partial_rotary_factor, from rope_parameters or beside it."""
+    parameters = config.section("rope_parameters")
+    return parameters.number(key) if key in parameters else config.number(key, default)
+
+
+def rope_scale(config: Config, *, linear: bool = True) -> float:
+    """Return the factor on positions that rope_scaling or rope_parameters asks for.
+
+    Multimodal rope ("mrope") gives a text token the same position three times, which is plain
+    rope. Types that change the frequencies are refused, and linear where mlx-lm ignores it.
+    """
+    parameters = config.section("rope_scaling" if "rope_scaling" in config else "rope_parameters")
+    kind = parameters.text("type" if "type" in parameters else "rope_type", "default")
+    if kind in ("default", "mrope"):
+        return 1.0
+    if kind == "linear" and linear:
+        return 1.0 / parameters.number("factor")
+    raise RunError(
+        f"{parameters.where}: rope type {kind!r} is not implemented by the native engine for "
+        "this architecture"
+    )

@@ -1,0 +1,174 @@
+"""The native engine: a decoder, its expert store, and the memory both may use."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cython_kernels import set_num_threads
+from kandiga_run.container import Model
+from kandiga_run.engine import PREFILL_CHUNK, EngineOptions, State, resolve_top_k
+from kandiga_run.errors import RunError
+from kandiga_run.experts.owned import smallest_budget
+from kandiga_run.experts.store import ExpertStore, open_store
+from kandiga_run.memory import memory_use
+from kandiga_run.native.architectures import ARCHITECTURES
+from kandiga_run.native.builder import Builder
+from kandiga_run.native.decoder import Decoder
+from kandiga_run.native.scratch import Scratch
+from kandiga_run.native.state import NativeState
+from kandiga_run.native.warm import bring_in_dense
+from kandiga_run.native.weights import Weights
+from kandiga_run.stats import RunStats
+
+_MIB = 1 << 20
+
+
+class NativeEngine:
+    """Computes one model on the CPU. Owns the model it is given."""
+
+    name = "native"
+
+    def __init__(self, model: Model, options: EngineOptions) -> None:
+        self.stats = RunStats()
+        self._model = model
+        self._options = options
+        self._own_bytes = memory_use().anonymous_bytes or 0
+        if options.num_threads is not None:
+            set_num_threads(options.num_threads)
+        self._store = _open_store(model, options, self.stats)
+        try:
+            self._build()
+        except BaseException:
+            self._store.close()
+            raise
+
+    def _build(self) -> None:
+        model, options = self._model, self._options
+        weights = Weights(model)
+        scratch = Scratch(PREFILL_CHUNK)
+        builder = Builder(model, weights, self._store, scratch, options.num_experts_per_token)
+        self._decoder: Decoder | None = ARCHITECTURES[model.architecture](builder)
+        self.vocab_size = self._decoder.vocab_size
+        self.stats.top_k = model.top_k
+        self.stats.num_experts_per_token = resolve_top_k(
+            options.num_experts_per_token, model.top_k, model.max_num_experts
+        )
+        self._kv_dtype = _kv_dtype(model, options.kv_dtype)
+        self._dense_bytes = weights.nbytes
+        self._scratch_bytes = scratch.nbytes
+        self._states: weakref.WeakSet[NativeState] = weakref.WeakSet()
+        self._share_memory(new_state_tokens=1)
+        bring_in_dense(model, weights.used)
+
+    def new_state(self, max_tokens: int) -> NativeState:
+        """Return an empty sequence; RunError when the memory budget has no room for it."""
+        if max_tokens < 1:
+            raise RunError(f"a state for {max_tokens} tokens was asked for, wanted at least 1")
+        self._share_memory(max_tokens)
+        state = self._open_decoder().new_state(max_tokens, self._kv_dtype)
+        self._states.add(state)
+        return state
+
+    def forward(
+        self,
+        tokens: NDArray[np.int32],
+        state: State,
+        *,
+        logits: Literal["all", "last"] = "last",
+    ) -> NDArray[np.float32]:
+        """Append tokens (T,) to the state; return logits (T, vocab_size), or (1, vocab_size).
+
+        Long inputs are computed in chunks of PREFILL_CHUNK.
+        """
+        decoder = self._open_decoder()
+        if not isinstance(state, NativeState):
+            raise TypeError(f"state is a {type(state).__name__}, wanted one of this engine's own")
+        tokens = np.ascontiguousarray(tokens, np.int32)
+        self._check(tokens, state)
+        num_tokens = tokens.shape[0]
+        num_rows = num_tokens if logits == "all" else 1
+        out = np.empty((num_rows, self.vocab_size), np.float32)
+        for start in range(0, num_tokens, PREFILL_CHUNK):
+            end = min(start + PREFILL_CHUNK, num_tokens)
+            if logits == "all":
+                decoder.forward(tokens[start:end], state, out[start:end])
+            else:
+                decoder.forward(tokens[start:end], state, out if end == num_tokens else None)
+        return out
+
+    def close(self) -> None:
+        """Release threads, memory and files."""
+        if self._decoder is None:
+            return
+        self._decoder = None  # its matrices are views of the mapped container
+        self._store.close()
+        self._model.close()
+
+    def _check(self, tokens: NDArray[np.int32], state: NativeState) -> None:
+        if tokens.ndim != 1 or tokens.size == 0:
+            raise RunError(f"tokens of shape {tokens.shape}, wanted (T,) with at least one")
+        if state.position + tokens.size > state.max_tokens:
+            raise RunError(
+                f"{tokens.size} more tokens at position {state.position} exceed the "
+                f"{state.max_tokens} tokens this state was made for"
+            )
+        low, high = int(tokens.min()), int(tokens.max())
+        if low < 0 or high >= self.vocab_size:
+            wrong = low if low < 0 else high
+            raise RunError(f"token {wrong} is outside the vocabulary of {self.vocab_size}")
+
+    def _open_decoder(self) -> Decoder:
+        if self._decoder is None:
+            raise RunError("the engine is closed")
+        return self._decoder
+
+    def _share_memory(self, new_state_tokens: int) -> None:
+        """Leave to the experts what the budget has beside everything else.
+
+        States that are alive count in full, as if their sequences had reached max_tokens: the
+        budget holds at the end of a conversation too.
+        """
+        budget = self._options.memory_bytes
+        if budget is None:
+            return
+        decoder = self._open_decoder()
+        lengths = [new_state_tokens, *(state.max_tokens for state in self._states)]
+        kv_bytes = sum(decoder.state_bytes(length, self._kv_dtype) for length in lengths)
+        fixed = self._own_bytes + self._dense_bytes + self._scratch_bytes + kv_bytes
+        least = smallest_budget(self._model.container)
+        if budget < fixed + least:
+            raise RunError(
+                f"a memory budget of {budget / _MIB:.1f} MiB cannot work: this process takes "
+                f"{self._own_bytes / _MIB:.1f}, dense weights {self._dense_bytes / _MIB:.1f}, "
+                f"buffers {self._scratch_bytes / _MIB:.1f}, the KV cache of {sum(lengths)} tokens "
+                f"{kv_bytes / _MIB:.1f}, experts at least {least / _MIB:.1f}; the smallest that "
+                f"works is {(fixed + least) / _MIB + 0.05:.1f} MiB"
+            )
+        self._store.resize(budget - fixed)
+
+
+def _open_store(model: Model, options: EngineOptions, stats: RunStats) -> ExpertStore:
+    # An owned store starts at its minimum and grows once the rest of the memory is known.
+    starting_budget = None
+    if options.memory_bytes is not None:
+        starting_budget = smallest_budget(model.container)
+    return open_store(
+        model,
+        residency=options.residency,
+        budget_bytes=starting_budget,
+        num_readers=options.num_readers,
+        check=options.check,
+        stats=stats,
+    )
+
+
+def _kv_dtype(model: Model, choice: Literal["auto", "f16", "f32"]) -> np.dtype[np.generic]:
+    """Return the dtype of the KV cache: by default as precise as the checkpoint's own."""
+    if choice == "auto":
+        norms = [tensor for name, tensor in model.dense.items() if name.endswith("norm.weight")]
+        choice = "f32" if any(tensor.dtype == "f32" for tensor in norms) else "f16"
+    return np.dtype(np.float32 if choice == "f32" else np.float16)

@@ -1,0 +1,41 @@
+"""One sequence as the native engine keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kandiga_run.errors import RunError
+from kandiga_run.kv.cache import KVCache
+from kandiga_run.kv.recurrent import RecurrentState
+
+LayerCache = KVCache | RecurrentState
+
+
+class NativeState:
+    """The cache of every layer, in layer order, and how far the sequence has come."""
+
+    def __init__(self, caches: Sequence[LayerCache], max_tokens: int) -> None:
+        self.caches = tuple(caches)
+        self.max_tokens = max_tokens
+        self.position = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Return the size of all arrays really held."""
+        return sum(cache.nbytes for cache in self.caches)
+
+    @property
+    def can_trim(self) -> bool:
+        """Whether past tokens can be taken out again; a recurrent layer forgets nothing."""
+        return not any(isinstance(cache, RecurrentState) for cache in self.caches)
+
+    def trim(self, num_tokens: int) -> None:
+        """Forget the last `num_tokens` tokens."""
+        if num_tokens and not self.can_trim:
+            raise RunError("this model has recurrent layers: its state cannot go back")
+        if not 0 <= num_tokens <= self.position:
+            raise ValueError(f"cannot trim {num_tokens} of {self.position} tokens")
+        for cache in self.caches:
+            if not isinstance(cache, RecurrentState):
+                cache.trim(num_tokens)
+        self.position -= num_tokens

@@ -1,0 +1,75 @@
+"""Reading the dense weights in before the first token."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from functools import partial
+
+from formats import DenseTensor
+from kandiga_run.container import Model
+from kandiga_run.experts.pages import (
+    absent_bytes,
+    address_of,
+    map_pages,
+    open_for_random_reads,
+    read_into_page_cache,
+)
+from kandiga_run.experts.reader import Pending, ReaderPool
+from kandiga_run.stats import RunStats
+
+_PIECE_BYTES = 8 << 20
+
+
+def bring_in_dense(model: Model, names: Iterable[str]) -> None:
+    """Make the pages of these dense tensors resident and mapped, with large parallel reads.
+
+    Left to page faults, the first token would read them at a tenth of the disk's speed.
+    """
+    by_shard: dict[int, list[DenseTensor]] = {}
+    for name in names:
+        tensor = model.dense[name]
+        by_shard.setdefault(tensor.shard, []).append(tensor)
+    for number, tensors in by_shard.items():
+        shard = model.container.shards[number]
+        base = address_of(memoryview(shard.mmap))
+        _bring_in(shard.path, base, list(_pieces(tensors)))
+
+
+def _bring_in(path: os.PathLike[str], base: int, pieces: list[tuple[int, int]]) -> None:
+    fd = open_for_random_reads(path)
+    readers = ReaderPool()
+    pending = Pending(readers, RunStats())
+    try:
+        for offset, length in pieces:
+            pending.start(0, partial(_bring_in_piece, fd, base, offset, length))
+        while pending:
+            pending.wait()
+    finally:
+        pending.drain()
+        readers.close()
+        os.close(fd)
+
+
+def _bring_in_piece(fd: int, base: int, offset: int, length: int) -> None:
+    if absent_bytes(base + offset, length):
+        read_into_page_cache(fd, offset, length)
+    map_pages(base + offset, length)
+
+
+def _pieces(tensors: Iterable[DenseTensor]) -> Iterator[tuple[int, int]]:
+    """Yield (offset_bytes, length) covering the tensors; small neighbours are read together."""
+    start = end = 0
+    for tensor in sorted(tensors, key=lambda each: each.offset_bytes):
+        tensor_end = tensor.offset_bytes + tensor.length_bytes
+        if end and tensor.offset_bytes == end and tensor_end - start <= _PIECE_BYTES:
+            end = tensor_end
+            continue
+        yield from _split(start, end)
+        start, end = tensor.offset_bytes, tensor_end
+    yield from _split(start, end)
+
+
+def _split(start: int, end: int) -> Iterator[tuple[int, int]]:
+    for offset in range(start, end, _PIECE_BYTES):
+        yield offset, min(_PIECE_BYTES, end - offset)
