@@ -6,7 +6,7 @@ import errno
 
 import click
 
-from formats import KexpError
+from formats import UNREADABLE_CODES, KexpError
 from kandiga_pack.exit_codes import ExitCode
 
 
@@ -34,6 +34,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 _UNREADABLE_ERRNOS = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
+_FREE_SPACE = "free some space and run the command again"
 _FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -42,8 +43,11 @@ def describe(error: BaseException) -> tuple[str, ExitCode] | None:
     match error:
         case PackError():
             return str(error), error.exit_code
+        case KexpError(__cause__=OSError() as cause) if cause.errno in _FULL_ERRNOS:
+            return f"{error}; {_FREE_SPACE}", ExitCode.FAILED
         case KexpError():
-            return str(error), ExitCode.FAILED
+            unreadable = error.code in UNREADABLE_CODES
+            return str(error), ExitCode.UNREADABLE if unreadable else ExitCode.FAILED
         case KeyboardInterrupt():
             return "interrupted; nothing was left behind", ExitCode.INTERRUPTED
         case click.ClickException():
@@ -59,7 +63,7 @@ def _describe_os_error(error: OSError) -> tuple[str, ExitCode]:
     where = f"{error.filename}: " if error.filename else ""
     what = error.strerror or str(error)
     if error.errno in _FULL_ERRNOS:
-        return f"{where}{what}; free some space and run the command again", ExitCode.FAILED
+        return f"{where}{what}; {_FREE_SPACE}", ExitCode.FAILED
     if error.errno in _UNREADABLE_ERRNOS:
         return f"{where}{what}", ExitCode.UNREADABLE
     return f"{where}{what}", ExitCode.FAILED

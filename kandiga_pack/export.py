@@ -1,0 +1,154 @@
+"""Container in, MLX checkpoint out: the files that were packed, byte for byte where possible."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from formats.buffers import as_bytes
+from kandiga_pack import spelling
+from kandiga_pack.convert import check_destination, check_free_space, iter_slices
+from kandiga_pack.errors import PackError
+from kandiga_pack.progress import NoProgress, Progress
+from kandiga_pack.sources.base import TensorInfo
+from kandiga_pack.sources.checkpoint import INDEX_FILE
+from kandiga_pack.sources.container import ContainerSource
+
+
+@dataclass(frozen=True)
+class ExportSummary:
+    """What an export did.
+
+    identical_files: how many shards were compared with the SHA-256 of the file that was packed,
+        and equal it. The others hold equal tensors under a header spelled in mlx's way.
+    """
+
+    path: Path
+    num_files: int
+    identical_files: int
+    num_tensors: int
+    bytes_written: int
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what `--json` prints."""
+        return {**self.__dict__, "path": str(self.path)}
+
+
+def export(
+    path: str | Path, out: str | Path, *, progress: Progress | None = None
+) -> ExportSummary:
+    """Write the checkpoint a container was made from into a new folder `out`.
+
+    `out` appears when it is complete, and not before.
+
+    Raises:
+        PackError: `out` exists, or there is no room for it.
+        KexpError: the container is damaged.
+    """
+    out = Path(out)
+    check_destination(out)
+    source = ContainerSource(Path(path))
+    try:
+        return _export(source, out, progress or NoProgress())
+    finally:
+        source.close()
+
+
+def _export(source: ContainerSource, out: Path, progress: Progress) -> ExportSummary:
+    started = time.monotonic()
+    total_bytes = sum(info.length_bytes for info in source.tensors.values())
+    check_free_space(out, total_bytes + (16 << 20))
+    groups = _by_file(source.tensors)
+    temporary = out.with_name(f"{out.name}.partial-{os.getpid()}")
+    temporary.mkdir()
+    identical = 0
+    try:
+        progress.start("exporting", total_bytes)
+        try:
+            for name, tensors in groups.items():
+                identical += _write_shard(source, temporary / name, tensors, progress)
+        finally:
+            progress.finish()
+        _write_index(source, temporary)
+        for file in source.files:
+            shutil.copyfile(file, temporary / file.name)
+            _flush(temporary / file.name)
+        check_destination(out)
+        temporary.rename(out)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return ExportSummary(
+        path=out,
+        num_files=len(groups),
+        identical_files=identical,
+        num_tensors=len(source.tensors),
+        bytes_written=sum(file.stat().st_size for file in out.iterdir()),
+        seconds=time.monotonic() - started,
+    )
+
+
+def _by_file(tensors: Mapping[str, TensorInfo]) -> dict[str, list[TensorInfo]]:
+    groups: dict[str, list[TensorInfo]] = {}
+    for info in tensors.values():
+        # The names come out of a file that somebody may have sent: none may leave the folder.
+        if Path(info.file).name != info.file or not info.file.endswith(".safetensors"):
+            raise PackError(f"metadata names {info.file!r}, expected a plain .safetensors name")
+        groups.setdefault(info.file, []).append(info)
+    return groups
+
+
+def _write_shard(
+    source: ContainerSource, path: Path, tensors: list[TensorInfo], progress: Progress
+) -> bool:
+    """Write one safetensors file; return whether it is the very file that was packed."""
+    style = source.set.meta.get("headers", {}).get(path.name)
+    digest = hashlib.sha256()
+    with path.open("xb", buffering=0) as file:
+        header = spelling.spell_header(tensors, style)
+        digest.update(header)
+        _write_all(file.fileno(), header)
+        for info in tensors:
+            for rows in iter_slices(source, info):
+                data = as_bytes(rows)
+                digest.update(data)
+                _write_all(file.fileno(), data)
+                progress.advance(rows.nbytes)
+        os.fsync(file.fileno())
+    if style is None:
+        return False
+    wanted = source.set.meta["source"]["files"][path.name]["sha256"]
+    if digest.hexdigest() != wanted:
+        raise PackError(
+            f"{source.name}: {path.name} comes out with sha256 {digest.hexdigest()[:16]}..., but "
+            f"the packed file had {wanted[:16]}...; run `kandiga-pack verify {source.name}`"
+        )
+    return True
+
+
+def _write_all(fd: int, data: bytes | memoryview) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _write_index(source: ContainerSource, folder: Path) -> None:
+    style = source.set.meta.get("index")
+    if style is None:
+        return
+    weight_map = {info.name: info.file for info in source.tensors.values()}
+    path = folder / INDEX_FILE
+    path.write_text(spelling.spell_index(weight_map, style), encoding="utf-8")
+    _flush(path)
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
