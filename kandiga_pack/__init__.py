@@ -1,1 +1,31 @@
-"""Placeholder."""
+"""Checkpoint in, container out.
+
+Four verbs, each a file: `convert`, `verify`, `inspect`, `export`. `sources` presents every kind of
+input as an MLX checkpoint read in slices: safetensors folders, published layouts that mlx-lm
+converts and quantizes, GGUF files, Hub ids, and containers themselves. `stacks` finds the routed
+experts and checks them against the config, with the key names of all families in `families`.
+`spelling` remembers how the source's files were written so that `export` can write them again.
+`cli` parses, `output` and `show` print, `errors` knows the exit code of every exception.
+mlx is imported only where a checkpoint must be converted or quantized.
+"""
+
+from kandiga_pack.convert import ConvertSummary, convert
+from kandiga_pack.errors import PackError
+from kandiga_pack.export import ExportSummary, export
+from kandiga_pack.inspect import inspect
+from kandiga_pack.sources.converted import Quantization
+from kandiga_pack.sources.open import open_source
+from kandiga_pack.verify import VerifyReport, verify
+
+__all__ = [
+    "ConvertSummary",
+    "ExportSummary",
+    "PackError",
+    "Quantization",
+    "VerifyReport",
+    "convert",
+    "export",
+    "inspect",
+    "open_source",
+    "verify",
+]

@@ -128,9 +128,7 @@ def format_bytes(count: float) -> str:
     return f"{count:.2f} TB"
 
 
-def _convert(
-    source: Source, dest: Path, shard_bytes: int, progress: Progress
-) -> ConvertSummary:
+def _convert(source: Source, dest: Path, shard_bytes: int, progress: Progress) -> ConvertSummary:
     started = time.monotonic()
     stacks = find_stacks(source.tensors, source.config, where=source.name)
     dense = dense_tensors(source.tensors, stacks)
@@ -155,7 +153,11 @@ def _convert(
                 _write_layer(writer, source, stack, progress)
         finally:
             progress.finish()
-        writer.commit()
+        progress.start("checking", plan.total_bytes)
+        try:
+            writer.commit(progress.advance)
+        finally:
+            progress.finish()
     return ConvertSummary(
         path=dest,
         source=source.name,
@@ -188,13 +190,10 @@ def iter_slices(source: Source, info: TensorInfo) -> Iterator[np.ndarray]:
         yield source.read(info.name, start, min(step, info.shape[0] - start))
 
 
-def _write_layer(
-    writer: SetWriter, source: Source, stack: ExpertStack, progress: Progress
-) -> None:
+def _write_layer(writer: SetWriter, source: Source, stack: ExpertStack, progress: Progress) -> None:
     for expert in range(stack.num_experts):
         buffers = {
-            stacked.part.key: source.read(stacked.tensor.name, expert, 1)
-            for stacked in stack.parts
+            stacked.part.key: source.read(stacked.tensor.name, expert, 1) for stacked in stack.parts
         }
         writer.write_expert(stack.layer, expert, buffers)
         progress.advance(sum(data.nbytes for data in buffers.values()))

@@ -41,9 +41,7 @@ class ExportSummary:
         return {**self.__dict__, "path": str(self.path)}
 
 
-def export(
-    path: str | Path, out: str | Path, *, progress: Progress | None = None
-) -> ExportSummary:
+def export(path: str | Path, out: str | Path, *, progress: Progress | None = None) -> ExportSummary:
     """Write the checkpoint a container was made from into a new folder `out`.
 
     `out` appears when it is complete, and not before.

@@ -23,12 +23,13 @@ TOP_K_KEYS = (
     "top_k_experts",
 )
 NUM_LAYERS_KEYS = ("num_hidden_layers", "num_layers", "n_layer")
-# Kimi K3 and Nemotron route a narrower latent vector, so either width may feed the experts.
+# Kimi K3, Muse Spark and Nemotron route a narrower latent vector, so either width may feed the experts.
 HIDDEN_SIZE_KEYS = (
     "hidden_size",
     "n_embd",
     "model_dim",
     "routed_expert_hidden_size",
+    "moe_hidden_size",
     "moe_latent_size",
 )
 # A dense layer's intermediate_size is an expert's too where the family has no other key.
@@ -130,10 +131,8 @@ def _from_first_k(text: Config, layer: int) -> bool:
 
 
 def _sparse_step(text: Config, layer: int) -> bool:
-    return (
-        layer not in (text.get("mlp_only_layers") or ())
-        and (layer + 1) % text["decoder_sparse_step"] == 0
-    )
+    dense = layer in (text.get("mlp_only_layers") or ())
+    return not dense and bool((layer + 1) % text["decoder_sparse_step"] == 0)
 
 
 def _ernie_interval(text: Config, layer: int) -> bool:
@@ -141,7 +140,7 @@ def _ernie_interval(text: Config, layer: int) -> bool:
     first = min(first) if isinstance(first, list) else first
     last = max(last) if isinstance(last, list) else last
     in_range = layer >= first and (last is None or layer <= last)
-    return in_range and (layer + 1) % text.get("moe_layer_interval", 1) == 0
+    return bool(in_range and (layer + 1) % text.get("moe_layer_interval", 1) == 0)
 
 
 # Tried in this order: the first key a config states decides. Lists before numbers, because configs
@@ -167,8 +166,9 @@ _LAYER_RULES: tuple[tuple[str, Callable[[Config, int], bool]], ...] = (
     ),
     (
         "expert_layer_period",
-        lambda text, layer: (layer + text["expert_layer_offset"]) % text["expert_layer_period"]
-        == 0,
+        lambda text, layer: (
+            (layer + text["expert_layer_offset"]) % text["expert_layer_period"] == 0
+        ),
     ),
 )
 

@@ -65,7 +65,7 @@ def spell_header(tensors: Sequence[TensorInfo], style: Mapping[str, Any] | None)
     else:
         document = {**metadata, **entries}
     text = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * style["padding"]
+    text += b" " * int(style["padding"])
     return len(text).to_bytes(8, "little") + text
 
 

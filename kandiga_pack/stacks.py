@@ -103,9 +103,7 @@ def has_stacks(tensors: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> 
     return bool(_stack_prefixes(tensors, config))
 
 
-def _stack_prefixes(
-    tensors: Mapping[str, TensorInfo], config: Mapping[str, Any]
-) -> dict[int, str]:
+def _stack_prefixes(tensors: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> dict[int, str]:
     num_layers = families.num_layers(config)
     prefixes: dict[int, str] = {}
     for name, info in tensors.items():
@@ -415,11 +413,11 @@ def _check_layers(found: set[int], config: Mapping[str, Any], where: str) -> Non
         )
 
 
-def _none_found(
-    tensors: Mapping[str, TensorInfo], config: Mapping[str, Any], where: str
-) -> str:
-    looked_for = "3-D tensors such as model.layers.N.mlp.switch_mlp.up_proj.weight (gate_proj, " \
+def _none_found(tensors: Mapping[str, TensorInfo], config: Mapping[str, Any], where: str) -> str:
+    looked_for = (
+        "3-D tensors such as model.layers.N.mlp.switch_mlp.up_proj.weight (gate_proj, "
         "up_proj, down_proj, gate_up_proj, fc1 or fc2)"
+    )
     if not families.num_experts(config):
         return (
             f"{where}: no routed experts: config.json of model_type {config.get('model_type')} "

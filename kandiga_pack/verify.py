@@ -125,7 +125,7 @@ def _compare_with(
 def _compare(
     container: ContainerSource, source: Source, report: VerifyReport, progress: Progress
 ) -> None:
-    same = []
+    same: list[TensorInfo] = []
     for finding in _compare_listings(container, source, same):
         _add(report, finding)
     progress.start("comparing", sum(info.length_bytes for info in same))
@@ -178,9 +178,7 @@ def _compare_listings(
 
 def _differing_keys(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     absent = object()
-    return sorted(
-        key for key in {*one, *other} if one.get(key, absent) != other.get(key, absent)
-    )
+    return sorted(key for key in {*one, *other} if one.get(key, absent) != other.get(key, absent))
 
 
 def _compare_dense(
@@ -190,9 +188,7 @@ def _compare_dense(
     unequal: set[str],
     progress: Progress,
 ) -> None:
-    for ours, theirs in zip(
-        iter_slices(container, info), iter_slices(source, info), strict=True
-    ):
+    for ours, theirs in zip(iter_slices(container, info), iter_slices(source, info), strict=True):
         if not _same_bytes(ours, theirs):
             unequal.add(info.name)
         progress.advance(ours.nbytes)

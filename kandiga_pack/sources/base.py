@@ -18,7 +18,7 @@ class TensorInfo:
     """One tensor of the checkpoint.
 
     Attributes:
-        name: the name mlx-lm loads it under, such as `model.layers.0.mlp.switch_mlp.up_proj.weight`.
+        name: what mlx-lm loads it as, such as `model.layers.0.mlp.switch_mlp.up_proj.weight`.
         dtype: lower-case name as in `formats.dtypes` ("u32", "bf16", ...).
         shape: as stored; axis 0 of an expert stack is the expert.
         file: the safetensors file of an MLX checkpoint that holds it, such as

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from formats import KexpError, KexpSet, Layout, Part, dtypes, open_set
+from formats.buffers import as_bytes
 from kandiga_pack.sources.base import TensorInfo
 from kandiga_pack.stacks import TENSOR_NAMES
 
@@ -135,9 +135,9 @@ class ContainerSource:
         """Read and not map: mapped pages would count as this process's memory."""
         file = self.set.shards[shard]
         data = np.empty(length_bytes, np.uint8)
-        done = 0
+        view, done = as_bytes(data), 0
         while done < length_bytes:
-            count = os.preadv(file.fd, [memoryview(data)[done:]], offset_bytes + done)
+            count = os.preadv(file.fd, [view[done:]], offset_bytes + done)
             if count == 0:
                 raise KexpError(
                     "E_FILE_SIZE", "ends early", file=file.path, offset_bytes=offset_bytes + done

@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 
-from formats import dtypes
 from kandiga_pack import families
 from kandiga_pack.errors import PackError
 from kandiga_pack.sources.base import TensorInfo
@@ -187,16 +186,12 @@ class ConvertedSource:
         from mlx_lm.utils import save_config
 
         path = self._folder / "config.json"
-        save_config(
-            self._model.config, path, keep_vision_config=self._model.keep_vision_config
-        )
+        save_config(self._model.config, path, keep_vision_config=self._model.keep_vision_config)
         config: dict[str, Any] = json.loads(path.read_text())
         return config
 
 
-def _refuse_what_cannot_stream(
-    inner: CheckpointSource, quantization: Quantization | None
-) -> None:
+def _refuse_what_cannot_stream(inner: CheckpointSource, quantization: Quantization | None) -> None:
     config = inner.config
     if quantization is not None and isinstance(config.get("quantization"), dict):
         raise PackError(
@@ -228,7 +223,7 @@ def _load_as_mlx_lm_converts(
 
     model, config = load_model(inner.path, lazy=True)
     stated = config.get("torch_dtype") or (config.get("text_config") or {}).get("dtype")
-    cast = getattr(mx, stated) if stated in MODEL_CONVERSION_DTYPES else None
+    cast = getattr(mx, str(stated)) if stated in MODEL_CONVERSION_DTYPES else None
     may_cast = getattr(model, "cast_predicate", lambda _name: True)
     if cast is not None:
         model.update(
@@ -406,9 +401,7 @@ def _by_layer(
     return layers
 
 
-def _num_experts(
-    model: _LazyModel, tensors: Mapping[str, TensorInfo], where: str
-) -> int:
+def _num_experts(model: _LazyModel, tensors: Mapping[str, TensorInfo], where: str) -> int:
     counts = {tensors[f"{path}.weight"].shape[0] for path in model.expert_paths}
     if len(counts) != 1:
         raise PackError(

@@ -1,4 +1,4 @@
-"""A checkpoint on the Hugging Face Hub: downloaded to the Hub's own cache, then read as a folder."""
+"""A checkpoint on the Hugging Face Hub: downloaded to its own cache, then read as a folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Read one safetensors file in slices, and remember enough of its header to write it again exactly."""
+"""One safetensors file, read in slices."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from formats import KexpError, dtypes
+from formats.buffers import as_bytes
 from kandiga_pack.errors import PackError, UnreadableError
 from kandiga_pack.sources.base import TensorInfo
 
@@ -61,9 +62,7 @@ class SafetensorsFile:
         if num_rows is None:
             num_rows = info.shape[0] - start_row
         if start_row < 0 or num_rows < 0 or start_row + num_rows > info.shape[0]:
-            raise IndexError(
-                f"{name}: rows {start_row}..{start_row + num_rows} of {info.shape[0]}"
-            )
+            raise IndexError(f"{name}: rows {start_row}..{start_row + num_rows} of {info.shape[0]}")
         raw = self._read_bytes(
             name, extent.offset_bytes + start_row * info.row_bytes, num_rows * info.row_bytes
         )
@@ -71,7 +70,7 @@ class SafetensorsFile:
 
     def _read_bytes(self, name: str, offset_bytes: int, length_bytes: int) -> np.ndarray:
         data = np.empty(length_bytes, np.uint8)
-        view, done = memoryview(data), 0
+        view, done = as_bytes(data), 0
         while done < length_bytes:
             count = os.preadv(self._fd, [view[done:]], offset_bytes + done)
             if count == 0:

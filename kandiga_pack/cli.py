@@ -1,0 +1,223 @@
+"""The command `kandiga-pack`: parse, call the library, print."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from kandiga_pack import show
+from kandiga_pack.convert import DEFAULT_SHARD_BYTES, convert
+from kandiga_pack.errors import Interrupted, UsageError, describe
+from kandiga_pack.exit_codes import ExitCode
+from kandiga_pack.export import export
+from kandiga_pack.inspect import inspect
+from kandiga_pack.output import Output
+from kandiga_pack.sources.converted import Quantization
+from kandiga_pack.verify import verify
+
+# Blocks marked \b keep their lines.
+EXIT_CODES_HELP = "\b\nExit codes:\n" + "\n".join(
+    f"  {code.value:>3}  {code.meaning}" for code in ExitCode
+)
+
+
+def _epilog(*examples: str) -> str:
+    lines = "\n".join(f"  {example}" for example in examples)
+    return f"\b\nExamples:\n{lines}\n\n{EXIT_CODES_HELP}"
+
+
+CONVERT_EPILOG = _epilog(
+    "kandiga-pack convert mlx-community/Qwen3-30B-A3B-4bit qwen3-30b",
+    "kandiga-pack convert ./Mixtral-8x7B-Instruct-v0.1 mixtral --quantize 4 --group-size 64",
+    "kandiga-pack convert qwen3-30b-a3b-q4_0.gguf qwen3-30b --json",
+)
+VERIFY_EPILOG = _epilog(
+    "kandiga-pack verify qwen3-30b",
+    "kandiga-pack verify qwen3-30b --level index",
+    "kandiga-pack verify qwen3-30b --against mlx-community/Qwen3-30B-A3B-4bit",
+)
+INSPECT_EPILOG = _epilog("kandiga-pack inspect qwen3-30b", "kandiga-pack inspect qwen3-30b --json")
+EXPORT_EPILOG = _epilog("kandiga-pack export qwen3-30b qwen3-30b-mlx")
+
+
+def _output_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add --json, --quiet and --debug, and pass them on as one Output."""
+
+    @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+    @click.option("--quiet", "-q", is_flag=True, help="Print errors only.")
+    @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+    @click.pass_context
+    @wraps(command)
+    def wrapped(
+        context: click.Context, /, as_json: bool, quiet: bool, debug: bool, **options: Any
+    ) -> None:
+        output = Output(json=as_json, quiet=quiet)
+        context.obj.update(output=output, debug=debug)
+        command(output, **options)
+
+    return wrapped
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=EXIT_CODES_HELP,
+)
+@click.version_option(package_name="kandiga-kexp")
+def cli() -> None:
+    """Pack mixture-of-experts checkpoints into .kexp containers, whose experts are read one at a
+    time from disk."""
+
+
+@cli.command("convert", epilog=CONVERT_EPILOG)
+@click.argument("source")
+@click.argument("dest", type=click.Path(path_type=Path))
+@click.option("--revision", help="Branch, tag or commit of a Hub id.")
+@click.option(
+    "--quantize",
+    "bits",
+    type=click.Choice(["2", "3", "4", "5", "6", "8"]),
+    help="Quantize an unquantized checkpoint to this many bits, as mlx_lm.convert does.",
+)
+@click.option(
+    "--group-size",
+    type=click.Choice(["16", "32", "64", "128"]),
+    help="Weights that share a scale.  [default: 64 for affine]",
+)
+@click.option(
+    "--mode",
+    type=click.Choice(["affine", "mxfp4", "mxfp8", "nvfp4"]),
+    default="affine",
+    show_default=True,
+    help="Kind of quantization.",
+)
+@click.option(
+    "--shard-size",
+    type=click.FloatRange(min=0, min_open=True),
+    default=DEFAULT_SHARD_BYTES / 2**30,
+    show_default=True,
+    help="Size of a .kexp file in GiB, about.",
+)
+@_output_options
+def convert_command(
+    output: Output,
+    source: str,
+    dest: Path,
+    revision: str | None,
+    bits: str | None,
+    group_size: str | None,
+    mode: str,
+    shard_size: float,
+) -> None:
+    """Pack SOURCE into a new folder DEST.
+
+    SOURCE is a folder with safetensors files and config.json, a GGUF file, or the id of a
+    repository on the Hugging Face Hub. The weights are carried bit for bit unless --quantize is
+    given. Memory stays small whatever the size of the model, and DEST appears only when it is
+    complete.
+    """
+    summary = convert(
+        source,
+        dest,
+        revision=revision,
+        quantization=_quantization(bits, group_size, mode),
+        shard_bytes=int(shard_size * 2**30),
+        progress=output.progress(),
+    )
+    output.result(summary.as_dict(), lambda console: show.show_convert(summary, console))
+
+
+def _quantization(bits: str | None, group_size: str | None, mode: str) -> Quantization | None:
+    if bits is None and mode == "affine":
+        if group_size is not None:
+            raise UsageError("--group-size needs --quantize")
+        return None
+    return Quantization(int(bits) if bits else None, int(group_size) if group_size else None, mode)
+
+
+@cli.command("verify", epilog=VERIFY_EPILOG)
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option(
+    "--level",
+    type=click.Choice(["index", "full"]),
+    default="full",
+    show_default=True,
+    help="index: everything but the weights. full: every byte.",
+)
+@click.option("--against", metavar="SOURCE", help="Also compare every tensor with this source.")
+@click.option("--revision", help="Branch, tag or commit, when SOURCE is a Hub id.")
+@_output_options
+def verify_command(
+    output: Output, path: Path, level: Any, against: str | None, revision: str | None
+) -> None:
+    """Check the container at PATH, and say what is wrong with it."""
+    if revision is not None and against is None:
+        raise UsageError("--revision needs --against")
+    report = verify(
+        path, level=level, against=against, revision=revision, progress=output.progress()
+    )
+    for finding in report.findings:
+        output.finding(str(finding))
+    if report.ok or output.json:
+        output.result(report.as_dict(), lambda console: show.show_verify(report, console))
+    if not report.ok:
+        described = describe(report.findings[0])
+        raise click.exceptions.Exit(described[1] if described else ExitCode.FAILED)
+
+
+@cli.command("inspect", epilog=INSPECT_EPILOG)
+@click.argument("path", type=click.Path(path_type=Path))
+@_output_options
+def inspect_command(output: Output, path: Path) -> None:
+    """Show what is in the container at PATH."""
+    facts = inspect(path)
+    output.result(facts, lambda console: show.show_inspect(facts, console))
+
+
+@cli.command("export", epilog=EXPORT_EPILOG)
+@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@_output_options
+def export_command(output: Output, path: Path, out: Path) -> None:
+    """Write the checkpoint that the container at PATH was made from into a new folder OUT.
+
+    Every tensor comes back bit for bit, in the same files.
+    """
+    summary = export(path, out, progress=output.progress())
+    output.result(summary.as_dict(), lambda console: show.show_export(summary, console))
+
+
+def run(arguments: list[str] | None = None) -> ExitCode:
+    """Run a command line and return its exit code; nothing is raised."""
+    state: dict[str, Any] = {"output": Output(), "debug": False}
+    try:
+        with cli.make_context("kandiga-pack", list(arguments or []), obj=state) as context:
+            cli.invoke(context)
+    except click.exceptions.Exit as done:
+        return ExitCode(done.exit_code)
+    except click.UsageError as error:
+        error.show()
+        return ExitCode.USAGE
+    except (Exception, KeyboardInterrupt) as error:
+        described = describe(error)
+        if described is None or state["debug"]:
+            raise
+        message, code = described
+        state["output"].error(message, code)
+        return code
+    return ExitCode.OK
+
+
+def _on_terminate(_number: int, _frame: object) -> NoReturn:
+    raise Interrupted
+
+
+def main() -> NoReturn:
+    """Entry point of `kandiga-pack`."""
+    signal.signal(signal.SIGTERM, _on_terminate)
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,143 @@
+"""What people see of a result."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from kandiga_pack.convert import ConvertSummary, format_bytes
+from kandiga_pack.export import ExportSummary
+from kandiga_pack.output import two_columns
+from kandiga_pack.verify import VerifyReport
+
+
+def show_convert(summary: ConvertSummary, console: Console) -> None:
+    """Print what a conversion did."""
+    rate = f"{format_bytes(summary.bytes_per_second)}/s"
+    console.print(
+        two_columns(
+            f"packed {summary.source}",
+            [
+                ("into", str(summary.path)),
+                ("architecture", summary.architecture),
+                ("experts", f"{summary.num_experts} in {summary.num_layers} layers"),
+                ("dense tensors", str(summary.num_dense_tensors)),
+                ("read", format_bytes(summary.bytes_read)),
+                ("written", f"{format_bytes(summary.bytes_written)}, {_shards(summary)}"),
+                ("time", f"{summary.seconds:.1f} s, {rate}"),
+            ],
+        )
+    )
+
+
+def _shards(summary: ConvertSummary) -> str:
+    return "1 shard" if summary.num_shards == 1 else f"{summary.num_shards} shards"
+
+
+def show_verify(report: VerifyReport, console: Console) -> None:
+    """Print one line for a container that is right."""
+    checked = f"{report.num_shards} shard(s), {report.num_experts} experts"
+    if report.level == "full":
+        checked += f", every byte of {format_bytes(report.bytes_checked)}"
+    else:
+        checked += ", index only"
+    console.print(f"{report.path}: all right ({checked})")
+    if report.compared_with is not None:
+        console.print(
+            f"equal to {report.compared_with}: {report.tensors_compared} tensors, bit for bit"
+        )
+
+
+def show_export(summary: ExportSummary, console: Console) -> None:
+    """Print what an export did."""
+    console.print(
+        two_columns(
+            f"exported to {summary.path}",
+            [
+                ("tensors", f"{summary.num_tensors} in {summary.num_files} file(s)"),
+                ("identical files", f"{summary.identical_files} of {summary.num_files}"),
+                ("written", format_bytes(summary.bytes_written)),
+                ("time", f"{summary.seconds:.1f} s"),
+            ],
+        )
+    )
+
+
+def show_inspect(facts: dict[str, Any], console: Console) -> None:
+    """Print the facts about a container."""
+    experts = "/".join(str(count) for count in facts["experts_per_layer"])
+    per_token = facts["bytes_per_token"]
+    source = facts["source"]
+    origin = source.get("repository") or ", ".join(source["files"])
+    if source.get("revision"):
+        origin += f" @ {source['revision'][:12]}"
+    rows = [
+        ("architecture", facts["architecture"]),
+        ("hidden size", str(facts["hidden_size"])),
+        ("activation", facts["activation"]),
+        (
+            "experts",
+            f"{experts} in each of {len(facts['expert_layers'])} layers, {facts['top_k']} a token",
+        ),
+        ("expert weights", format_bytes(facts["experts_bytes"])),
+        (
+            "dense weights",
+            f"{format_bytes(facts['dense_bytes'])} in {facts['dense_tensors']} tensors",
+        ),
+        ("experts a token", format_bytes(per_token["experts"])),
+        ("quantization", _quantization(facts["quantization"])),
+        ("made from", origin),
+        ("set root", facts["set_root"]),
+    ]
+    console.print(two_columns(facts["path"], rows))
+    for layout in facts["layouts"]:
+        console.print(_layout_table(layout))
+    shards = Table(title="shards", title_justify="left", box=None, padding=(0, 2))
+    shards.add_column("file")
+    shards.add_column("size", justify="right")
+    for shard in facts["shards"]:
+        shards.add_row(shard["name"], format_bytes(shard["size"]))
+    console.print(shards)
+
+
+def _quantization(entry: dict[str, Any] | None) -> str:
+    if entry is None:
+        return "none"
+    overrides = sum(isinstance(value, dict) for value in entry.values())
+    text = f"{entry.get('mode', 'affine')} {entry.get('bits')}-bit, group {entry.get('group_size')}"
+    return f"{text}, {overrides} overrides" if overrides else text
+
+
+def _layout_table(layout: dict[str, Any]) -> Table:
+    table = Table(
+        title=f"an expert of layers {_layers(layout['layers'])}: "
+        f"{format_bytes(layout['block_bytes'])} ({layout['block_bytes']} bytes)",
+        title_justify="left",
+        box=None,
+        padding=(0, 2),
+    )
+    for column in ("part", "dtype", "shape", "coding"):
+        table.add_column(column)
+    table.add_column("bytes", justify="right")
+    for part in layout["parts"]:
+        coding = (
+            f"{part['mode']} {part['bits']}-bit, group {part['group_size']}"
+            if part["mode"] != "none"
+            else ""
+        )
+        table.add_row(
+            f"{part['projection']}.{part['role']}",
+            part["dtype"],
+            " x ".join(str(size) for size in part["shape"]),
+            coding,
+            str(part["length_bytes"]),
+        )
+    return table
+
+
+def _layers(layers: list[int]) -> str:
+    if len(layers) > 1 and layers == list(range(layers[0], layers[-1] + 1)):
+        return f"{layers[0]}-{layers[-1]}"
+    return ", ".join(str(layer) for layer in layers)
