@@ -1,0 +1,59 @@
+"""The same cases through the C runner: NEON under qemu, and everything here with the sanitizers."""
+
+import os
+import platform
+import shutil
+
+import pytest
+from kernels import quant_cases
+from kernels.cases import Case, check
+from kernels.runner import Runner, build
+
+import cython_kernels
+
+CROSS_COMPILER = "aarch64-linux-gnu-gcc"
+QEMU = "qemu-aarch64-static"
+
+
+def all_cases() -> list[Case]:
+    return quant_cases.all_cases()
+
+
+@pytest.fixture(scope="module")
+def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Runner:
+    compiler = shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        pytest.skip("needs gcc or clang on PATH")
+    folder = tmp_path_factory.mktemp("sanitized")
+    x86 = platform.machine() == "x86_64"
+    isas = ("scalar", "avx2", "avx512") if x86 else ("scalar", "neon")
+    flags = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    return Runner(build(folder, compiler, isas, flags))
+
+
+@pytest.mark.parametrize("isa", cython_kernels.available_isas())
+def test_sanitized(isa: str, sanitized: Runner) -> None:
+    cases = all_cases()
+    for case, results in zip(cases, sanitized.run(cases, isa, num_threads=3), strict=True):
+        check(case, results)
+
+
+@pytest.fixture(scope="module")
+def neon(tmp_path_factory: pytest.TempPathFactory) -> Runner:
+    missing = [tool for tool in (CROSS_COMPILER, QEMU) if shutil.which(tool) is None]
+    if missing:
+        message = f"not installed: {', '.join(missing)} (Debian: see .ci/run)"
+        if os.environ.get("KANDIGA_REQUIRE_NEON") == "1":
+            pytest.fail(message)
+        pytest.skip(message)
+    folder = tmp_path_factory.mktemp("neon")
+    program = build(folder, CROSS_COMPILER, ("scalar", "neon"), ["-static"])
+    return Runner(program, (QEMU, "-cpu", "max"))
+
+
+@pytest.mark.skipif(platform.machine() == "aarch64", reason="NEON runs in this process here")
+@pytest.mark.parametrize("isa", ["scalar", "neon"])
+def test_neon(isa: str, neon: Runner) -> None:
+    cases = all_cases()
+    for case, results in zip(cases, neon.run(cases, isa, num_threads=2), strict=True):
+        check(case, results)
