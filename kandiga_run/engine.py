@@ -144,7 +144,12 @@ def _open_native(model: Model, options: EngineOptions) -> Engine:
 
 
 def _open_mlx(model: Model, options: EngineOptions) -> Engine:
-    raise RunError("the mlx engine is not available")
+    try:
+        from kandiga_run.mlx_engine.engine import MlxEngine
+    except ImportError as error:
+        raise RunError(f"the mlx engine needs mlx and mlx-lm: {error}") from error
+
+    return MlxEngine(model, options)
 
 
 def _has_apple_gpu() -> bool:

@@ -604,3 +604,32 @@ FAMILIES: dict[str, Config] = {
         "hc_sinkhorn_iters": 4,
     },
 }
+
+# Families whose mlx-lm file wraps another family's model, as vision-language checkpoints do.
+FAMILIES |= {
+    "qwen3_vl_moe": {
+        "text_config": {"model_type": "qwen3_vl_moe_text", **FAMILIES["qwen3_moe"]},
+    },
+    "gemma4": {
+        "vocab_size": VOCAB_SIZE,
+        "text_config": {"model_type": "gemma4_text", **FAMILIES["gemma4_text"]},
+    },
+    "mistral3": {"text_config": {"model_type": "mistral4", **FAMILIES["mistral4"]}},
+    "kimi_vl": {"text_config": {"model_type": "deepseek_v3", **FAMILIES["deepseek_v3"]}},
+    "kimi_k25": {"text_config": {"model_type": "kimi_k2", **FAMILIES["deepseek_v3"]}},
+    "minimax_m2": FAMILIES["minimax"],
+    "solar_open": {**FAMILIES["glm4_moe"], "use_qk_norm": False},
+    "glm_moe_dsa": {
+        **FAMILIES["deepseek_v32"],
+        "topk_method": "noaux_tc",
+        "scoring_func": "sigmoid",
+        "moe_layer_freq": 1,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    },
+    "longcat_flash_ngram": {
+        **FAMILIES["longcat_flash"],
+        "ngram_vocab_size_ratio": 2,
+        "emb_neighbor_num": 3,
+        "emb_split_num": 2,
+    },
+}

@@ -1,0 +1,224 @@
+"""The mlx engine: mlx-lm's model on its device, routed experts streamed from the container."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+
+from cython_kernels import set_num_threads
+from kandiga_run.container import Model
+from kandiga_run.engine import PREFILL_CHUNK, EngineOptions, State, resolve_top_k
+from kandiga_run.errors import RunError
+from kandiga_run.experts.owned import smallest_budget
+from kandiga_run.experts.store import ExpertStore, open_store
+from kandiga_run.memory import memory_use
+from kandiga_run.mlx_engine.choose import ExpertsOn
+from kandiga_run.mlx_engine.network import Network
+from kandiga_run.mlx_engine.on_mlx import WAVE_BYTES
+from kandiga_run.mlx_engine.state import MlxState
+from kandiga_run.stats import RunStats
+
+_MIB = 1 << 20
+
+
+class MlxEngine:
+    """Computes any mlx-lm family whose experts sit in SwitchGLU or SwitchMLP modules.
+
+    experts_on: how many layers compute their experts which way, such as {"kernels": 24}.
+    """
+
+    name = "mlx"
+
+    def __init__(
+        self,
+        model: Model,
+        options: EngineOptions,
+        *,
+        experts_on: ExpertsOn = "auto",
+        float32: bool | None = None,
+        wave_bytes: int = WAVE_BYTES,
+    ) -> None:
+        """Build the network; the engine owns the model it is given.
+
+        Args:
+            experts_on, float32, wave_bytes: see `Network`.
+
+        Raises RunError when mlx-lm cannot build the model, when its experts cannot be streamed or
+        when the memory budget cannot work.
+        """
+        self.stats = RunStats()
+        self.vocab_size = _vocab_size(model.container.config)
+        self._model = model
+        self._budget_bytes = options.memory_bytes
+        if self._budget_bytes is not None:
+            wave_bytes = min(wave_bytes, self._budget_bytes // 8)
+            mx.set_cache_limit(wave_bytes)  # freed buffers that mlx keeps are memory too
+        if options.num_threads is not None:
+            set_num_threads(options.num_threads)
+        self._take_top_k(options)
+        use = memory_use()
+        self._own_bytes = use.anonymous_bytes or use.resident_bytes
+        self._store = _open_store(model, options, self.stats)
+        try:
+            self._network: Network | None = Network(
+                model,
+                top_k=self._top_k,
+                experts_on=experts_on,
+                float32=float32,
+                wave_bytes=wave_bytes,
+            )
+            self._network.read_from(self._store)
+            self.experts_on = self._network.experts_on
+            self._states: weakref.WeakSet[MlxState] = weakref.WeakSet()
+            self._share_memory()
+        except BaseException:
+            self._store.close()
+            raise
+
+    def new_state(self, max_tokens: int) -> MlxState:
+        """Return an empty state; mlx-lm's caches grow as tokens come, up to `max_tokens`."""
+        if max_tokens < 1:
+            raise RunError(f"a state for {max_tokens} tokens was asked for, wanted at least 1")
+        state = MlxState(self._open_network().module, max_tokens)
+        self._states.add(state)
+        return state
+
+    def forward(
+        self,
+        tokens: NDArray[np.int32],
+        state: State,
+        *,
+        logits: Literal["all", "last"] = "last",
+    ) -> NDArray[np.float32]:
+        """Append tokens (T,) to the state; return logits (T, vocab_size), or (1, vocab_size).
+
+        Long inputs are computed in chunks of PREFILL_CHUNK.
+        """
+        if not isinstance(state, MlxState):
+            raise TypeError(f"state is a {type(state).__name__}, wanted one of this engine's own")
+        self._check(tokens, state)
+        chunks = np.split(tokens, range(PREFILL_CHUNK, tokens.size, PREFILL_CHUNK))
+        wanted = chunks if logits == "all" else chunks[-1:]
+        with _compiling_safely(self.stats.num_experts_per_token):
+            for chunk in chunks[: -len(wanted)]:
+                self._forward(chunk, state, logits=None)
+            rows = [self._forward(chunk, state, logits=logits) for chunk in wanted]
+        return np.concatenate([row for row in rows if row is not None])
+
+    def close(self) -> None:
+        """Release threads, memory and files."""
+        if self._network is None:
+            return
+        self._network = None
+        self._store.close()
+        self._model.close()
+
+    def _take_top_k(self, options: EngineOptions) -> None:
+        model = self._model
+        used = resolve_top_k(options.num_experts_per_token, model.top_k, model.max_num_experts)
+        self.stats.top_k = model.top_k
+        self.stats.num_experts_per_token = used
+        self._top_k = None if used == model.top_k else used
+
+    def _forward(
+        self, tokens: NDArray[np.int32], state: MlxState, logits: Literal["all", "last"] | None
+    ) -> NDArray[np.float32] | None:
+        network = self._open_network()
+        network.head.only_last = logits != "all"
+        held_bytes = state.nbytes
+        output = network.module(mx.array(tokens)[None], cache=state.cache)[0].astype(mx.float32)
+        output = output[-1:] if logits == "last" else output
+        # mlx computes what is evaluated and no more: without logits, no head.
+        mx.eval(state.arrays() if logits is None else (output, state.arrays()))
+        state.position += tokens.size
+        if state.nbytes != held_bytes:
+            self._share_memory()
+        return None if logits is None else np.array(output)
+
+    def _check(self, tokens: NDArray[np.int32], state: MlxState) -> None:
+        if tokens.ndim != 1 or tokens.size == 0:
+            raise RunError(f"tokens of shape {tokens.shape}, wanted (T,) with at least one")
+        if state.position + tokens.size > state.max_tokens:
+            raise RunError(
+                f"{tokens.size} more tokens at position {state.position} exceed the "
+                f"{state.max_tokens} tokens this state was made for"
+            )
+        low, high = int(tokens.min()), int(tokens.max())
+        if low < 0 or high >= self.vocab_size:
+            wrong = low if low < 0 else high
+            raise RunError(f"token {wrong} is outside the vocabulary of {self.vocab_size}")
+
+    def _open_network(self) -> Network:
+        if self._network is None:
+            raise RunError("the engine is closed")
+        return self._network
+
+    def _share_memory(self) -> None:
+        """Leave to the experts what the budget has beside everything else.
+
+        Only mlx-lm knows how large a family's cache becomes, so its real size counts, each time
+        it has grown.
+        """
+        if self._budget_bytes is None:
+            return
+        network = self._open_network()
+        kv_bytes = sum(state.nbytes for state in self._states)
+        buffer_bytes = network.buffer_bytes(PREFILL_CHUNK)
+        fixed = self._own_bytes + network.nbytes + buffer_bytes + kv_bytes
+        least = smallest_budget(self._model.container)
+        if self._budget_bytes < fixed + least:
+            raise RunError(
+                f"a memory budget of {self._budget_bytes / _MIB:.1f} MiB cannot work: this "
+                f"process takes {self._own_bytes / _MIB:.1f}, dense weights "
+                f"{network.nbytes / _MIB:.1f}, buffers {buffer_bytes / _MIB:.1f}, the KV cache "
+                f"{kv_bytes / _MIB:.1f}, experts at least {least / _MIB:.1f}; the smallest that "
+                f"works is {(fixed + least) / _MIB + 0.05:.1f} MiB"
+            )
+        self._store.resize(self._budget_bytes - fixed)
+
+
+def _open_store(model: Model, options: EngineOptions, stats: RunStats) -> ExpertStore:
+    # An owned store starts at its minimum and grows once the rest of the memory is known.
+    starting_budget = None
+    if options.memory_bytes is not None:
+        starting_budget = smallest_budget(model.container)
+    return open_store(
+        model,
+        residency=options.residency,
+        budget_bytes=starting_budget,
+        num_readers=options.num_readers,
+        check=options.check,
+        stats=stats,
+    )
+
+
+def _vocab_size(config: dict[str, Any]) -> int:
+    """Return the rows of the embedding; phixtral calls them num_vocab."""
+    for values in (config.get("text_config") or {}, config):
+        for key in ("vocab_size", "num_vocab"):
+            if key in values:
+                return int(values[key])
+    raise RunError("config.json: vocab_size is missing, wanted the number of tokens")
+
+
+@contextmanager
+def _compiling_safely(num_experts_per_token: int) -> Iterator[None]:
+    """Keep mlx from compiling graphs where that crashes.
+
+    mlx 0.32 on the CPU: a shapeless compiled function that sums over an axis of length one, such
+    as bailing_moe's sum over K = 1 experts, ends the process with a segmentation fault.
+    """
+    if num_experts_per_token != 1 or mx.default_device() != mx.cpu:
+        yield
+        return
+    mx.disable_compile()
+    try:
+        yield
+    finally:
+        mx.enable_compile()

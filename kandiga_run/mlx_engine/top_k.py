@@ -1,0 +1,43 @@
+"""Where each family's config keeps the number of experts a token uses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kandiga_run.errors import RunError
+
+#: Spellings in published configs. The model class reads its own from the config, so changing the
+#: config reaches whatever attribute the MoE block ends up with.
+TOP_K_KEYS = (
+    "num_experts_per_tok",
+    "num_experts_per_token",
+    "moe_topk",
+    "moe_top_k",
+    "moe_k",
+    "top_k_experts",
+)
+
+
+def top_k_override(config: dict[str, Any], top_k: int) -> dict[str, Any]:
+    """Return the config entries that make the model class use `top_k` experts a token.
+
+    RunError when the config has none of the known keys.
+    """
+    text_config = config.get("text_config")
+    if isinstance(text_config, dict) and (changed := _replaced(text_config, top_k)):
+        return {"text_config": {**text_config, **changed}}
+    if changed := _replaced(config, top_k):
+        return changed
+    raise RunError(
+        f"{config.get('model_type')}: the number of experts a token uses cannot be changed: "
+        f"its config has none of {', '.join(TOP_K_KEYS)}; run it without --experts or --fast"
+    )
+
+
+def _replaced(config: dict[str, Any], top_k: int) -> dict[str, Any]:
+    # hunyuan may list one number per layer.
+    return {
+        key: [top_k] * len(config[key]) if isinstance(config[key], list) else top_k
+        for key in TOP_K_KEYS
+        if config.get(key)
+    }
