@@ -1,0 +1,165 @@
+"""Text in, token ids out: the tokenizer and chat template that stand beside the container."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from kandiga_run.chat_template import ChatTemplate, Message, load_chat_template
+from kandiga_run.detokenizer import StreamingDetokenizer, streaming_detokenizer
+from kandiga_run.errors import RunError
+
+#: The special tokens that chat templates know by name.
+_NAMED_TOKENS = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
+
+
+class Prompts:
+    """Renders, encodes and decodes for one checkpoint. Neither imports nor needs transformers."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Read the tokenizer files of a container folder, or of the folder of a .kexp file.
+
+        Raises FileNotFoundError for a missing tokenizer.json, RunError for a damaged file.
+        """
+        path = Path(path)
+        self.folder = path.parent if path.is_file() else path
+        self.config = self._read_json("config.json")
+        self.generation_config = self._read_json("generation_config.json")
+        self._tokenizer_config = self._read_json("tokenizer_config.json")
+        self.tokenizer = _load_tokenizer(self.folder)
+        #: Named special tokens as templates see them: {"bos_token": "<s>", ...}.
+        self.special_tokens = self._named_special_tokens()
+        self.stop_token_ids = self._stop_token_ids()
+        self._template = load_chat_template(self.folder, self._tokenizer_config)
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the checkpoint can be talked to; base models only continue text."""
+        return self._template is not None
+
+    @property
+    def context_length(self) -> int | None:
+        """Return the number of tokens the model was made for, if its config says so."""
+        text_config = self.config.get("text_config") or {}
+        for config in (text_config, self.config):
+            if isinstance(length := config.get("max_position_embeddings"), int):
+                return length
+        return None
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **variables: Any,
+    ) -> str:
+        """Return the prompt text of a conversation, equal to transformers' apply_chat_template.
+
+        `messages` are {"role": ..., "content": ...}; `variables` go to the template, for example
+        enable_thinking=False. Raises RunError without a template or when it refuses.
+        """
+        return self._require_template().render(
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            tools=tools,
+            variables={**self.special_tokens, **variables},
+        )
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a rendered prompt; the template wrote its own special tokens."""
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def encode_raw(self, text: str) -> list[int]:
+        """Return the ids of plain text with what the tokenizer puts around it, such as bos."""
+        settings = self._tokenizer_config
+        has_explicit = "add_bos_token" in settings or "add_eos_token" in settings
+        if not has_explicit and self.tokenizer.post_processor is not None:
+            return self.tokenizer.encode(text, add_special_tokens=True).ids
+        before = self._named_id("bos_token") if settings.get("add_bos_token") else None
+        # An eos that the tokenizer would add is left out: text after it would be another text.
+        return ([] if before is None else [before]) + self.encode(text)
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Return the text of token ids."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
+
+    def detokenizer(self, *, skip_special_tokens: bool = True) -> StreamingDetokenizer:
+        """Return a streaming detokenizer for one answer."""
+        return streaming_detokenizer(self.tokenizer, skip_special_tokens=skip_special_tokens)
+
+    def _require_template(self) -> ChatTemplate:
+        if self._template is None:
+            raise RunError(
+                f"{self.folder}: no chat template (looked for chat_template.jinja, "
+                "tokenizer_config.json, chat_template.json); use run --raw to continue plain text"
+            )
+        return self._template
+
+    def _named_special_tokens(self) -> dict[str, str]:
+        source = dict(self._tokenizer_config)
+        if "added_tokens_decoder" not in source:
+            # Older checkpoints keep the names in a file of their own, which then has precedence.
+            source |= self._read_json("special_tokens_map.json")
+        named: dict[str, str] = {}
+        for name in _NAMED_TOKENS:
+            token = source.get(name)
+            token = token.get("content") if isinstance(token, dict) else token
+            if isinstance(token, str):
+                named[name] = token
+        return named
+
+    def _stop_token_ids(self) -> frozenset[int]:
+        """Return the ids that end an answer, by generation_config, else config, and tokenizer."""
+        text_config = self.config.get("text_config") or {}
+        sources = (self.generation_config, self.config, text_config)
+        configured = (config.get("eos_token_id") for config in sources)
+        ids = next((ids for ids in configured if ids is not None), [])
+        ids = ids if isinstance(ids, list) else [ids]
+        tokenizer_eos = self._named_id("eos_token")
+        return frozenset([*ids, *([] if tokenizer_eos is None else [tokenizer_eos])])
+
+    def _named_id(self, name: str) -> int | None:
+        token = self.special_tokens.get(name)
+        return None if token is None else self.tokenizer.token_to_id(token)
+
+    def _read_json(self, name: str) -> dict[str, Any]:
+        path = self.folder / name
+        if not path.is_file():
+            return {}
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise RunError(f"{path}: not valid JSON: {error}") from error
+        if not isinstance(content, dict):
+            raise RunError(f"{path}: wanted a JSON object, seen {type(content).__name__}")
+        return content
+
+
+def _load_tokenizer(folder: Path) -> Tokenizer:
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: missing; the model needs its tokenizer in this form (transformers writes it: "
+            "AutoTokenizer.from_pretrained(SOURCE).save_pretrained(FOLDER))"
+        )
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise RunError(f"{path}: not a tokenizer this version reads: {error}") from error
+    # Files saved for training may cut or pad every text.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
