@@ -65,7 +65,9 @@ class ChatTemplate:
             raise RunError(f"the chat template refuses these messages: {error}") from error
         except (TypeError, ValueError, KeyError, ArithmeticError, RecursionError) as error:
             kind = type(error).__name__
-            raise RunError(f"the chat template failed on these messages: {kind}: {error}") from error
+            raise RunError(
+                f"the chat template failed on these messages: {kind}: {error}"
+            ) from error
 
     def _template(self, has_tools: bool) -> jinja2.Template:
         name = "tool_use" if has_tools and "tool_use" in self._sources else "default"

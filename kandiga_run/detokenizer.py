@@ -71,7 +71,7 @@ class ByteLevelDetokenizer(StreamingDetokenizer):
 
 
 class ByteFallbackDetokenizer(StreamingDetokenizer):
-    """SentencePiece-like BPE (Mixtral, Gemma ...): words with a mark for spaces, `<0xE2>` for bytes.
+    """SentencePiece-like BPE (Mixtral, Gemma ...): a mark for spaces, `<0xE2>` for a byte.
 
     The library decodes a run of byte tokens as a whole: one bad byte turns all of it into
     replacement characters. A run is therefore held back until a token of another kind ends it.
@@ -86,8 +86,9 @@ class ByteFallbackDetokenizer(StreamingDetokenizer):
             for step in steps
             if step["type"] == "Replace"
         ]
-        strip = steps[-1] if steps[-1]["type"] == "Strip" else {"content": "", "start": 0}
-        self._stripped, self._left_to_strip = strip["content"], strip["start"]
+        has_strip = steps[-1]["type"] == "Strip"
+        self._stripped: str = steps[-1]["content"] if has_strip else ""
+        self._left_to_strip: int = steps[-1]["start"] if has_strip else 0
         self._run = bytearray()
 
     def _add(self, token: int, piece: str) -> str:
@@ -172,8 +173,10 @@ def _is_byte_fallback(steps: list[dict[str, Any]]) -> bool:
             return False
         kinds.pop()
     is_literal = all("String" in step["pattern"] for step in steps if step.get("type") == "Replace")
-    return is_literal and [kind for kind in kinds if kind != "Replace"] == ["ByteFallback", "Fuse"] and (
-        kinds[-2:] == ["ByteFallback", "Fuse"]
+    return (
+        is_literal
+        and [kind for kind in kinds if kind != "Replace"] == ["ByteFallback", "Fuse"]
+        and (kinds[-2:] == ["ByteFallback", "Fuse"])
     )
 
 

@@ -5,7 +5,7 @@ It knows an `Engine` and nothing underneath it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from types import TracebackType
@@ -130,7 +130,7 @@ class Generation(Iterator[Token]):
         self._detokenizer = detokenizer
         self._on_progress = on_progress
         self._sampler = Sampler(options.sampling, logprobs=options.logprobs)
-        self._prompt = np.asarray(prompt_tokens, dtype=np.int32)
+        self.prompt_tokens = tuple(prompt_tokens)
         self.token_ids: list[int] = []
         self.text = ""
         self.finish_reason: FinishReason | None = None
@@ -166,8 +166,8 @@ class Generation(Iterator[Token]):
 
     def _token_limit(self, state: State | None) -> int:
         """Return how many tokens may be sampled; raise RunError when the prompt leaves no room."""
-        seen = (state.position if state else 0) + len(self._prompt)
-        if not len(self._prompt):
+        seen = (state.position if state else 0) + len(self.prompt_tokens)
+        if not self.prompt_tokens:
             raise RunError("the prompt is empty: there is nothing to continue")
         room = self._options.max_tokens
         limits = [self._options.context_length]
@@ -183,7 +183,7 @@ class Generation(Iterator[Token]):
             room = min(room, limit - seen)
         return room
 
-    def _run(self) -> Iterator[Token]:
+    def _run(self) -> Generator[Token, None, None]:
         logits = self._prefill()
         before = self._engine.stats.snapshot()
         stops = StopStrings(self._options.stop)
@@ -202,11 +202,12 @@ class Generation(Iterator[Token]):
 
     def _prefill(self) -> NDArray[np.float32]:
         """Return the logits (1, vocab) after the prompt."""
-        stats, total = self._engine.stats, len(self._prompt)
+        stats, total = self._engine.stats, len(self.prompt_tokens)
+        prompt = np.asarray(self.prompt_tokens, dtype=np.int32)
         before, started = stats.snapshot(), perf_counter()
         # The last chunk is never empty: a prompt has at least one token.
         for start in range(0, total, self._options.prefill_chunk):
-            chunk = self._prompt[start : start + self._options.prefill_chunk]
+            chunk = prompt[start : start + self._options.prefill_chunk]
             logits = self._engine.forward(chunk, self.state)
             stats.prompt_tokens += len(chunk)
             self.stats.prompt_tokens += len(chunk)

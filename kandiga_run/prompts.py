@@ -43,6 +43,8 @@ class Prompts:
         self.special_tokens = self._named_special_tokens()
         self.stop_token_ids = self._stop_token_ids()
         self._template = load_chat_template(self.folder, self._tokenizer_config)
+        added = self.tokenizer.get_added_tokens_decoder().values()
+        self._added_tokens = tuple(token.content for token in added)
 
     @property
     def has_chat_template(self) -> bool:
@@ -100,6 +102,19 @@ class Prompts:
         """Return a streaming detokenizer for one answer."""
         return streaming_detokenizer(self.tokenizer, skip_special_tokens=skip_special_tokens)
 
+    def starts_with_added_token(self, text: str) -> bool:
+        """Whether text begins with a token that is never merged with its surroundings."""
+        return text.startswith(self._added_tokens)
+
+    def leading_space(self, token: int) -> str:
+        """Return the space that decoding strips when this token begins a text, if it does.
+
+        SentencePiece writes the space before a word into the word's token.
+        """
+        piece = self.tokenizer.id_to_token(token) or ""
+        is_stripped = piece.startswith("\u2581") and not self.decode([token]).startswith(" ")
+        return " " if is_stripped else ""
+
     def _require_template(self) -> ChatTemplate:
         if self._template is None:
             raise RunError(
@@ -126,8 +141,8 @@ class Prompts:
         text_config = self.config.get("text_config") or {}
         sources = (self.generation_config, self.config, text_config)
         configured = (config.get("eos_token_id") for config in sources)
-        ids = next((ids for ids in configured if ids is not None), [])
-        ids = ids if isinstance(ids, list) else [ids]
+        first: int | list[int] = next((ids for ids in configured if ids is not None), [])
+        ids = first if isinstance(first, list) else [first]
         tokenizer_eos = self._named_id("eos_token")
         return frozenset([*ids, *([] if tokenizer_eos is None else [tokenizer_eos])])
 

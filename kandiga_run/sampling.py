@@ -147,9 +147,7 @@ def candidates(
     return ids, np.exp(scaled[ids] - peak)
 
 
-def _top_p_count(
-    scaled: NDArray[np.float32], peak: np.float32, top_p: float, top_k: int
-) -> int:
+def _top_p_count(scaled: NDArray[np.float32], peak: np.float32, top_p: float, top_k: int) -> int:
     """Return how many leading tokens of the `top_k` it takes to reach probability `top_p`."""
     if top_k < scaled.size:
         mass = np.cumsum(np.exp(scaled[_leading(scaled, top_k)] - peak), dtype=np.float64)

@@ -1,0 +1,443 @@
+"""The command line `kandiga-run`.
+
+Imports here are few on purpose: `kandiga-run --help` and a mistyped option answer at once, and
+numpy, tokenizers, jinja2, rich and the engines are loaded by the command that needs them.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from kandiga_run.errors import RunError
+from kandiga_run.exit_codes import HELP, ExitCode
+from kandiga_run.failures import describe
+from kandiga_run.output import PROGRAM, Output
+from kandiga_run.sizes import parse_size
+
+if TYPE_CHECKING:
+    from kandiga_run.engine import Engine
+    from kandiga_run.generate import GenerateOptions
+    from kandiga_run.prompts import Prompts
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@dataclass
+class Invocation:
+    """What `main` must know about the command it ran, also when the command failed."""
+
+    is_debug: bool = False
+    output: Output = field(default_factory=Output)
+
+
+class Size(click.ParamType[int]):
+    """An amount of memory."""
+
+    name = "SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return bytes."""
+        try:
+            return parse_size(value) if isinstance(value, str) else int(value)
+        except RunError as error:
+            self.fail(str(error), param, ctx)
+
+
+def _set_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    ctx.ensure_object(Invocation).is_debug |= value
+
+
+def _options(*options: Callable[[Function], Function]) -> Callable[[Function], Function]:
+    """Return one decorator that adds several options, listed in --help in this order."""
+
+    def decorate(function: Function) -> Function:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+_sampling_options = _options(
+    click.option(
+        "--max-tokens",
+        metavar="N",
+        type=click.IntRange(min=1),
+        default=1024,
+        show_default=True,
+        help="Longest answer, in tokens.",
+    ),
+    click.option(
+        "--temperature",
+        metavar="T",
+        type=click.FloatRange(min=0),
+        help="0 always takes the most probable token. Default: the model's "
+        "generation_config.json, else 0 (1 when a filter below is given).",
+    ),
+    click.option(
+        "--top-k",
+        metavar="K",
+        type=click.IntRange(min=0),
+        help="Sample from the K most probable tokens.",
+    ),
+    click.option(
+        "--top-p",
+        metavar="P",
+        type=click.FloatRange(min=0, max=1, min_open=True),
+        help="Sample from the fewest tokens that reach probability P.",
+    ),
+    click.option(
+        "--min-p",
+        metavar="P",
+        type=click.FloatRange(min=0, max=1),
+        help="Sample from tokens at least P times as probable as the best.",
+    ),
+    click.option(
+        "--repetition-penalty",
+        metavar="X",
+        type=click.FloatRange(min=0, min_open=True),
+        help="Above 1 makes tokens already used less probable.",
+    ),
+    click.option(
+        "--repetition-window",
+        metavar="N",
+        type=click.IntRange(min=0),
+        help="Tokens the penalty looks back at. Default: all.",
+    ),
+    click.option(
+        "--seed", metavar="N", type=click.IntRange(min=0), help="The same seed gives the same text."
+    ),
+    click.option(
+        "--stop",
+        multiple=True,
+        metavar="TEXT",
+        help="End the answer before this text; may be given several times.",
+    ),
+    click.option(
+        "--think/--no-think",
+        "think",
+        default=None,
+        help="Ask the chat template for reasoning, or for none (enable_thinking).",
+    ),
+    click.option(
+        "--context",
+        metavar="N",
+        type=click.IntRange(min=2),
+        help="Tokens of prompt and answer together. Default: what the model was made for, in "
+        "chat at most 8192.",
+    ),
+)
+
+_engine_options = _options(
+    click.option(
+        "--engine",
+        type=click.Choice(["auto", "native", "mlx"]),
+        default="auto",
+        show_default=True,
+        help="native computes on the CPU, mlx on the Apple GPU.",
+    ),
+    click.option(
+        "--residency",
+        type=click.Choice(["auto", "mapped", "owned"]),
+        default="auto",
+        show_default=True,
+        help="Experts in the system's page cache, or in a fixed pool of our own.",
+    ),
+    click.option(
+        "--memory",
+        "memory_bytes",
+        type=Size(),
+        help="Budget for weights, KV cache and experts, like 2GB (1000-based) or 2GiB "
+        "(1024-based).",
+    ),
+    click.option(
+        "--experts",
+        "num_experts_per_token",
+        type=click.IntRange(min=1),
+        metavar="K",
+        help="Experts a token uses. Fewer than the model's own number is lossy.",
+    ),
+    click.option("--fast", is_flag=True, help="Lossy: half the model's experts a token."),
+    click.option(
+        "--check",
+        type=click.Choice(["first-touch", "always", "off"]),
+        default="first-touch",
+        show_default=True,
+        help="When an expert's checksum is compared.",
+    ),
+    click.option(
+        "--threads",
+        "num_threads",
+        metavar="N",
+        type=click.IntRange(min=1),
+        help="CPU threads. Default: all.",
+    ),
+)
+
+_output_options = _options(
+    click.option("--stats", "shows_stats", is_flag=True, help="Print the figures to stderr."),
+    click.option("--quiet", "-q", is_flag=True, help="Print answers and errors only."),
+    click.option(
+        "--debug",
+        is_flag=True,
+        expose_value=False,
+        callback=_set_debug,
+        help="Print the traceback of a failure.",
+    ),
+)
+
+_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+@click.group(context_settings=_SETTINGS, epilog=HELP, no_args_is_help=True)
+@click.version_option(package_name="kandiga-kexp", prog_name=PROGRAM)
+def cli() -> None:
+    """Run mixture-of-experts language models from .kexp containers, experts read from disk."""
+
+
+@cli.command(
+    epilog=f"""\b
+Examples:
+  kandiga-run run ./model "What is the capital of France?"
+  kandiga-run run ./model - < question.txt
+  kandiga-run run ./model "Say hello" --memory 2GB --stats
+  kandiga-run run ./model --raw "Once upon a time" --temperature 0.8 --seed 1
+
+{HELP}"""
+)
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("prompt", required=False)
+@click.option("--system", metavar="TEXT", help="System message before the prompt.")
+@click.option("--raw", is_flag=True, help="Continue the text as it is, without a chat template.")
+@_sampling_options
+@_engine_options
+@click.option("--json", "is_json", is_flag=True, help="Print one JSON object instead of text.")
+@_output_options
+@click.pass_obj
+def run(
+    invocation: Invocation,
+    /,
+    model: Path,
+    prompt: str | None,
+    system: str | None,
+    raw: bool,
+    is_json: bool,
+    shows_stats: bool,
+    quiet: bool,
+    **choices: Any,
+) -> None:
+    """Answer PROMPT with MODEL, a folder of .kexp files.
+
+    PROMPT - reads standard input, and so does no PROMPT when something is piped in.
+    """
+    if raw and system:
+        raise click.UsageError("--raw continues plain text: it has no place for --system")
+    text = _prompt_text(prompt)
+    output = invocation.output = Output(is_json=is_json, is_quiet=quiet)
+    with _loaded(model, choices, output) as (engine, prompts):
+        from kandiga_run.one_shot import prompt_tokens, run_once
+
+        tokens = prompt_tokens(
+            prompts, text, system=system, is_raw=raw, variables=_template_variables(choices)
+        )
+        run_once(
+            engine,
+            prompts,
+            tokens,
+            _generate_options(prompts, choices),
+            output,
+            model=str(model),
+            shows_stats=shows_stats,
+        )
+
+
+@cli.command(
+    epilog=f"""\b
+Examples:
+  kandiga-run chat ./model
+  kandiga-run chat ./model --system "Answer in one sentence." --memory 4GB
+  printf 'Hello\\nAnd in French?\\n' | kandiga-run chat ./model
+
+{HELP}"""
+)
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--system", metavar="TEXT", help="System message of the conversation.")
+@_sampling_options
+@_engine_options
+@_output_options
+@click.pass_obj
+def chat(
+    invocation: Invocation,
+    /,
+    model: Path,
+    system: str | None,
+    shows_stats: bool,
+    quiet: bool,
+    **choices: Any,
+) -> None:
+    """Converse with MODEL, a folder of .kexp files.
+
+    Ctrl-C stops an answer, Ctrl-D leaves, /help lists commands. Piped input is answered line by
+    line.
+    """
+    output = invocation.output = Output(is_quiet=quiet)
+    with _loaded(model, choices, output) as (engine, prompts):
+        from kandiga_run.chat import Conversation
+        from kandiga_run.chat_terminal import ChatTerminal, line_reader
+
+        conversation = Conversation(
+            engine,
+            prompts,
+            _generate_options(prompts, choices),
+            context_tokens=_chat_context(prompts, choices["context"]),
+            system=system,
+            variables=_template_variables(choices),
+        )
+        read_line, is_interactive = line_reader(output)
+        if is_interactive:
+            output.notice(f"{model}: /help lists commands, Ctrl-C stops an answer, Ctrl-D leaves")
+        ChatTerminal(
+            conversation,
+            output,
+            read_line,
+            is_interactive=is_interactive,
+            shows_stats=shows_stats,
+        ).run()
+
+
+@contextmanager
+def _loaded(
+    model: Path, choices: dict[str, Any], output: Output
+) -> Iterator[tuple[Engine, Prompts]]:
+    """Open engine and tokenizer; say what is lossy; close the engine afterwards."""
+    experts = choices["num_experts_per_token"]
+    if choices["fast"] and experts is not None:
+        raise click.UsageError("--fast and --experts both choose the experts: give one of them")
+    from kandiga_run.engine import load_engine
+    from kandiga_run.prompts import Prompts
+    from kandiga_run.report import lossy_notice
+
+    engine = load_engine(
+        model,
+        engine=choices["engine"],
+        residency=choices["residency"],
+        memory_bytes=choices["memory_bytes"],
+        num_experts_per_token="fast" if choices["fast"] else experts,
+        check=choices["check"],
+        num_threads=choices["num_threads"],
+    )
+    with closing(engine):
+        prompts = Prompts(model)
+        if notice := lossy_notice(engine.stats):
+            output.notice(notice)
+        yield engine, prompts
+
+
+def _generate_options(prompts: Prompts, choices: dict[str, Any]) -> GenerateOptions:
+    from kandiga_run.generate import GenerateOptions
+    from kandiga_run.model_defaults import sampling_options
+
+    names = (
+        "temperature",
+        "top_k",
+        "top_p",
+        "min_p",
+        "repetition_penalty",
+        "repetition_window",
+        "seed",
+    )
+    return GenerateOptions(
+        max_tokens=choices["max_tokens"],
+        stop=choices["stop"],
+        stop_token_ids=prompts.stop_token_ids,
+        sampling=sampling_options(
+            prompts.generation_config, {name: choices[name] for name in names}
+        ),
+        context_length=choices["context"],
+    )
+
+
+def _template_variables(choices: dict[str, Any]) -> dict[str, Any]:
+    return {} if choices["think"] is None else {"enable_thinking": choices["think"]}
+
+
+def _chat_context(prompts: Prompts, chosen: int | None) -> int:
+    """Return the tokens a conversation may hold; without a choice a modest KV cache."""
+    return chosen or min(8192, prompts.context_length or 8192)
+
+
+def _prompt_text(prompt: str | None) -> str:
+    """Return the prompt from the command line or standard input."""
+    if prompt is None and sys.stdin.isatty():
+        raise click.UsageError('no prompt: give one, like "Say hello", or pipe text in')
+    text = sys.stdin.read() if prompt is None or prompt == "-" else prompt
+    if not text.strip():
+        raise click.UsageError("the prompt is empty")
+    return text
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code."""
+    invocation = Invocation()
+    try:
+        code = cli.main(arguments, PROGRAM, standalone_mode=False, obj=invocation)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else ExitCode.OK
+    except BrokenPipeError:
+        _silence_stdout()
+        return ExitCode.OK
+    except click.ClickException as error:
+        _print_usage_error(error, invocation.output)
+        return ExitCode.USAGE
+    except click.Abort:
+        invocation.output.error("interrupted")
+        return ExitCode.INTERRUPTED
+    except BaseException as error:
+        return _report(error, invocation)
+
+
+def _report(error: BaseException, invocation: Invocation) -> int:
+    """Print one line for a failure, after its traceback with --debug; return the exit code."""
+    if isinstance(error, SystemExit):
+        raise error
+    invocation.output.end_text()
+    if invocation.is_debug:
+        traceback.print_exception(error, file=sys.stderr)
+    line, code = describe(error) or (_describe_bug(error), ExitCode.FAILED)
+    invocation.output.error(line)
+    return code
+
+
+def _describe_bug(error: BaseException) -> str:
+    what = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"internal error: {what} (--debug shows where; please report it)"
+
+
+def _print_usage_error(error: click.ClickException, output: Output) -> None:
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        click.echo(error.format_message(), file=output.stderr)
+        return
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else PROGRAM
+    output.error(f"{error.format_message()} (see {command} --help)")
+
+
+def _silence_stdout() -> None:
+    """Whoever read our output has left: nothing is wrong, and nothing more is worth saying.
+
+    Without this the interpreter complains when it flushes stdout on exit.
+    """
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

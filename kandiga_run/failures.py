@@ -1,0 +1,56 @@
+"""The one place that turns an exception into the line a user reads and an exit code.
+
+Error classes are compared by module and name where importing them would load half the program: a
+command line with a typo should not wait for numpy.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+from typing import TYPE_CHECKING
+
+from kandiga_run.errors import RunError
+from kandiga_run.exit_codes import ExitCode
+
+if TYPE_CHECKING:
+    from formats import KexpError
+
+_UNREADABLE_ERRNOS = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR}
+
+
+def describe(error: BaseException) -> tuple[str, ExitCode] | None:
+    """Return the line to print and the exit code, or None for a bug that deserves its traceback."""
+    match error:
+        case RunError():
+            return _one_line(str(error)), ExitCode.FAILED
+        case KeyboardInterrupt():
+            return "interrupted", ExitCode.INTERRUPTED
+        case OSError():
+            return _describe_os_error(error)
+        case MemoryError():
+            return "not enough memory; try a smaller --memory", ExitCode.FAILED
+    if _is_kexp_error(error):
+        return _one_line(str(error)), ExitCode.FAILED
+    return None
+
+
+def _is_kexp_error(error: BaseException) -> bool:
+    """Whether formats raised this; if it did, it is loaded already."""
+    formats = sys.modules.get("formats")
+    if formats is None:
+        return False
+    kexp_error: type[KexpError] = formats.KexpError
+    return isinstance(error, kexp_error)
+
+
+def _describe_os_error(error: OSError) -> tuple[str, ExitCode]:
+    where = f"{error.filename}: " if error.filename else ""
+    line = _one_line(f"{where}{error.strerror or error}")
+    is_missing = isinstance(error, FileNotFoundError | PermissionError)
+    is_unreadable = is_missing or error.errno in _UNREADABLE_ERRNOS
+    return line, ExitCode.UNREADABLE if is_unreadable else ExitCode.FAILED
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

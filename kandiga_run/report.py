@@ -1,0 +1,153 @@
+"""The figures of an answer: as JSON, and as the rows of the table under `--stats`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kandiga_run.engine import Engine, State
+from kandiga_run.generate import GenerationStats
+from kandiga_run.memory import MemoryUse, memory_use
+from kandiga_run.sizes import format_size
+from kandiga_run.stats import RunStats
+
+
+def stats_json(engine: Engine, state: State, stats: GenerationStats) -> dict[str, Any]:
+    """Return the `stats` object of --json: plain values, units in the names."""
+    run = engine.stats
+    return {
+        "engine": engine.name,
+        "isa": _isa(engine),
+        "residency": run.residency or None,
+        "experts_per_token": {"native": run.top_k, "used": run.num_experts_per_token},
+        "is_lossy": run.is_lossy,
+        "kv": {"format": kv_format(state), "bytes": state.nbytes},
+        "prefill": _phase_json(
+            stats.prompt_tokens,
+            stats.prefill_seconds,
+            stats.prefill_tokens_per_second,
+            stats.prefill,
+        ),
+        "decode": _phase_json(
+            stats.decode_steps, stats.decode_seconds, stats.decode_tokens_per_second, stats.decode
+        )
+        | {"bytes_read_per_token": stats.bytes_read_per_token},
+        "time_to_first_token_seconds": stats.time_to_first_token_seconds,
+        "memory": _memory_json(memory_use()),
+    }
+
+
+def usage_json(stats: GenerationStats) -> dict[str, int]:
+    """Return token counts; the prompt includes what a kept state already held."""
+    prompt_tokens = stats.reused_tokens + stats.prompt_tokens
+    return {
+        "prompt_tokens": prompt_tokens,
+        "reused_prompt_tokens": stats.reused_tokens,
+        "generated_tokens": stats.generated_tokens,
+        "total_tokens": prompt_tokens + stats.generated_tokens,
+    }
+
+
+def stats_rows(engine: Engine, state: State, stats: GenerationStats) -> list[tuple[str, str]]:
+    """Return the figures as (name, value) for people."""
+    run, decode, memory = engine.stats, stats.decode, memory_use()
+    reused = f", {stats.reused_tokens} more reused" if stats.reused_tokens else ""
+    return [
+        (
+            "prefill",
+            f"{stats.prompt_tokens} tokens{reused}, {_speed(stats.prefill_tokens_per_second)}",
+        ),
+        ("first token after", f"{stats.time_to_first_token_seconds:.2f} s"),
+        ("decode", f"{stats.generated_tokens} tokens, {_speed(stats.decode_tokens_per_second)}"),
+        ("read a token", _size_or_dash(stats.bytes_read_per_token)),
+        (
+            "experts, decode",
+            f"{decode.experts_requested} used: {decode.experts_read} read, "
+            f"{decode.experts_reused} reused",
+        ),
+        ("experts, prefill", f"{stats.prefill.experts_read} read"),
+        (
+            "waited for reads",
+            f"{decode.read_wait_seconds:.2f} s of {stats.decode_seconds:.2f} s decode",
+        ),
+        ("experts a token", _experts_per_token(run)),
+        (
+            "engine",
+            f"{engine.name}, {_isa(engine) or 'gpu'}, experts {run.residency or 'in memory'}",
+        ),
+        ("KV cache", f"{kv_format(state)}, {format_size(state.nbytes)}"),
+        ("memory charged", _memory_row(memory)),
+    ]
+
+
+def lossy_notice(run: RunStats) -> str | None:
+    """Return the line that says this run does not compute the published model, if so."""
+    if not run.is_lossy:
+        return None
+    return (
+        f"lossy: {run.num_experts_per_token} experts a token instead of the model's {run.top_k}; "
+        "answers differ from the published model"
+    )
+
+
+def kv_format(state: State) -> str:
+    """Return how keys and values are held."""
+    return str(getattr(state, "kv_format", "unknown"))
+
+
+def _phase_json(
+    tokens: int, seconds: float, tokens_per_second: float | None, run: RunStats
+) -> dict[str, Any]:
+    return {
+        "tokens": tokens,
+        "seconds": seconds,
+        "tokens_per_second": tokens_per_second,
+        "bytes_read": run.bytes_read,
+        "experts_requested": run.experts_requested,
+        "experts_read": run.experts_read,
+        "experts_reused": run.experts_reused,
+        "read_wait_seconds": run.read_wait_seconds,
+    }
+
+
+def _memory_json(memory: MemoryUse) -> dict[str, int | None]:
+    return {
+        "resident_bytes": memory.resident_bytes,
+        "peak_resident_bytes": memory.peak_resident_bytes,
+        "anonymous_bytes": memory.anonymous_bytes,
+        "file_bytes": memory.file_bytes,
+        "cgroup_bytes": memory.cgroup_bytes,
+        "cgroup_limit_bytes": memory.cgroup_limit_bytes,
+    }
+
+
+def _memory_row(memory: MemoryUse) -> str:
+    parts = [
+        f"{format_size(memory.resident_bytes)} (peak {format_size(memory.peak_resident_bytes)})"
+    ]
+    if memory.anonymous_bytes is not None and memory.file_bytes is not None:
+        own, mapped = format_size(memory.anonymous_bytes), format_size(memory.file_bytes)
+        parts.append(f"{own} own, {mapped} mapped files")
+    if memory.cgroup_bytes is not None and memory.cgroup_limit_bytes is not None:
+        used, limit = format_size(memory.cgroup_bytes), format_size(memory.cgroup_limit_bytes)
+        parts.append(f"control group {used} of {limit}, page cache included")
+    return "; ".join(parts)
+
+
+def _experts_per_token(run: RunStats) -> str:
+    lossy = f" of the model's {run.top_k} (lossy)" if run.is_lossy else ""
+    return f"{run.num_experts_per_token}{lossy}"
+
+
+def _isa(engine: Engine) -> str:
+    """Return the instruction set the expert kernels use; both engines run experts on the CPU."""
+    from cython_kernels import isa
+
+    return isa()
+
+
+def _speed(tokens_per_second: float | None) -> str:
+    return "-" if tokens_per_second is None else f"{tokens_per_second:.1f} tokens/s"
+
+
+def _size_or_dash(num_bytes: float | None) -> str:
+    return "-" if num_bytes is None else format_size(num_bytes)
