@@ -85,14 +85,11 @@ class Prompts:
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     def encode_raw(self, text: str) -> list[int]:
-        """Return the ids of plain text with what the tokenizer puts around it, such as bos."""
-        settings = self._tokenizer_config
-        has_explicit = "add_bos_token" in settings or "add_eos_token" in settings
-        if not has_explicit and self.tokenizer.post_processor is not None:
-            return self.tokenizer.encode(text, add_special_tokens=True).ids
-        before = self._named_id("bos_token") if settings.get("add_bos_token") else None
-        # An eos that the tokenizer would add is left out: text after it would be another text.
-        return ([] if before is None else [before]) + self.encode(text)
+        """Return the ids of plain text with what the tokenizer puts around it, such as bos.
+
+        tokenizer.json decides alone, as in transformers, which ignores add_bos_token beside it.
+        """
+        return self.tokenizer.encode(text, add_special_tokens=True).ids
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Return the text of token ids."""

@@ -1,0 +1,433 @@
+"""Conversations: history, the state kept between turns, commands, interrupts."""
+
+import io
+import itertools
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bigram_engine import BigramEngine, BigramState
+from tokenizer_files import byte_fallback_tokenizer, byte_level_tokenizer, write_tokenizer
+
+from kandiga_run.chat import Conversation, Interrupted
+from kandiga_run.chat_terminal import COMMANDS, ChatTerminal
+from kandiga_run.errors import RunError
+from kandiga_run.generate import GenerateOptions
+from kandiga_run.output import Output
+from kandiga_run.prompts import Prompts
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# Leaves out of earlier answers what stands before "</think>", as reasoning models do.
+FORGETFUL = CHATML.replace("message.content }}", "message.content.split('</think>')[-1] }}")
+TRIMMING = CHATML.replace("message.content }}", "message.content | trim }}")
+MIXTRAL = (
+    "{{ bos_token }}{% for message in messages %}{% if message.role == 'user' %}"
+    "[INST] {{ message.content }} [/INST]{% else %} {{ message.content }}{{ eos_token }}"
+    "{% endif %}{% endfor %}"
+)
+
+
+class ScriptedEngine(BigramEngine):
+    """Answers every prompt with the next of some scripts of tokens."""
+
+    def __init__(self, scripts: Sequence[Sequence[int]], vocab_size: int) -> None:
+        super().__init__([], vocab_size)
+        self._scripts = itertools.cycle(scripts)
+        self._script = list(next(self._scripts))
+        self._index = 0
+        self.before_forward: Callable[[], None] = lambda: None
+
+    def forward(self, tokens: Any, state: BigramState, *, logits: Any = "last") -> Any:
+        self.before_forward()
+        result = super().forward(tokens, state, logits=logits)
+        if tokens.tolist() == self._script[self._index : self._index + 1]:
+            self._index += 1
+        elif self._index:  # a prompt after an answer
+            self._script, self._index = list(next(self._scripts)), 0
+        result[-1, self._script[self._index]] = 100.0
+        return result
+
+
+def chatml_prompts(folder: Path, template: str = CHATML) -> Prompts:
+    settings = {"eos_token": "<|im_end|>"}
+    tokenizer = byte_level_tokenizer()
+    return Prompts(write_tokenizer(folder, tokenizer, chat_template=template, settings=settings))
+
+
+def mixtral_prompts(folder: Path) -> Prompts:
+    settings = {"bos_token": "<s>", "eos_token": "</s>"}
+    tokenizer = byte_fallback_tokenizer()
+    return Prompts(write_tokenizer(folder, tokenizer, chat_template=MIXTRAL, settings=settings))
+
+
+def script(prompts: Prompts, text: str) -> list[int]:
+    return [*prompts.encode(text), *prompts.stop_token_ids]
+
+
+def conversation(
+    prompts: Prompts, scripts: Sequence[Sequence[int]], **arguments: Any
+) -> tuple[Conversation, ScriptedEngine]:
+    engine = ScriptedEngine(scripts, prompts.tokenizer.get_vocab_size())
+    options = GenerateOptions(stop_token_ids=prompts.stop_token_ids, max_tokens=50, prefill_chunk=8)
+    arguments = {"context_tokens": 400, **arguments}
+    return Conversation(engine, prompts, options, **arguments), engine
+
+
+def say(talk: Conversation, text: str) -> str:
+    return "".join(token.text for token in talk.reply(text))
+
+
+class TestState:
+    """A turn computes only what the state has not seen, and never something else."""
+
+    def assert_seen_is_the_rendered_prompt(self, talk: Conversation, engine: BigramEngine) -> None:
+        """The kept state has seen the whole conversation but the token that ended it."""
+        rendered = talk.prompts.render(talk.messages, add_generation_prompt=False)
+        seen = engine.states[-1].tokens
+        assert talk.prompts.encode(rendered)[: len(seen)] == seen
+
+    def test_second_turn_prefills_what_is_new(self, tmp_path: Path) -> None:
+        prompts = chatml_prompts(tmp_path)
+        talk, engine = conversation(prompts, [script(prompts, "It is Paris.")])
+        assert say(talk, "Capital of France?") == "It is Paris."
+        first = talk.last.stats.prompt_tokens
+        assert say(talk, "Really?") == "It is Paris."
+        assert len(engine.states) == 1
+        new = "<|im_end|>\n<|im_start|>user\nReally?<|im_end|>\n<|im_start|>assistant\n"
+        assert talk.last.stats.prompt_tokens == len(prompts.encode(new))
+        answer = len(prompts.encode("It is Paris."))
+        assert talk.last.stats.reused_tokens == first + answer
+        self.assert_seen_is_the_rendered_prompt(talk, engine)
+
+    def test_messages_are_the_history(self, tmp_path: Path) -> None:
+        prompts = chatml_prompts(tmp_path)
+        talk, _ = conversation(prompts, [script(prompts, "Yes.")], system="Be brief.")
+        say(talk, "One?")
+        say(talk, "Two?")
+        assert [message["content"] for message in talk.messages] == ["One?", "Yes.", "Two?", "Yes."]
+        text = prompts.tokenizer.decode(talk._seen, skip_special_tokens=False)
+        assert text.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nOne?")
+
+    def test_sentencepiece_answers_are_continued(self, tmp_path: Path) -> None:
+        """The space before the first word is in its token, and not in the text of the answer."""
+        prompts = mixtral_prompts(tmp_path)
+        talk, engine = conversation(prompts, [script(prompts, "the router")])
+        assert say(talk, "a") == "the router"
+        assert say(talk, "r") == "the router"
+        assert len(engine.states) == 1
+        self.assert_seen_is_the_rendered_prompt(talk, engine)
+
+    def test_tokens_of_the_model_stand(self, tmp_path: Path) -> None:
+        """A model may spell a word in other tokens than the tokenizer would."""
+        prompts = chatml_prompts(tmp_path)
+        spelled = [prompts.tokenizer.token_to_id(letter) for letter in "expert"]
+        assert spelled != prompts.encode("expert")
+        talk, engine = conversation(prompts, [[*spelled, *prompts.stop_token_ids]])
+        say(talk, "a")
+        assert say(talk, "b") == "expert"
+        assert len(engine.states) == 1
+        seen = engine.states[0].tokens
+        start = len(prompts.encode("<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"))
+        assert seen[start : start + 6] == spelled
+
+    def test_template_that_forgets_rebuilds(self, tmp_path: Path) -> None:
+        prompts = chatml_prompts(tmp_path, FORGETFUL)
+        talk, engine = conversation(prompts, [script(prompts, "hm</think>Yes.")])
+        say(talk, "One?")
+        say(talk, "Two?")
+        assert len(engine.states) == 2
+        rendered = prompts.render(talk.messages[:-1])
+        assert engine.states[1].tokens[: len(prompts.encode(rendered))] == prompts.encode(rendered)
+        assert "hm" not in rendered
+        assert talk.last.stats.reused_tokens == 0
+
+    def test_template_that_trims_rebuilds(self, tmp_path: Path) -> None:
+        prompts = chatml_prompts(tmp_path, TRIMMING)
+        talk, engine = conversation(prompts, [script(prompts, "Yes.\n\n")])
+        say(talk, "One?")
+        say(talk, "Two?")
+        self.assert_seen_is_the_rendered_prompt_without_answer(talk, engine)
+
+    def assert_seen_is_the_rendered_prompt_without_answer(
+        self, talk: Conversation, engine: BigramEngine
+    ) -> None:
+        prompt = talk.prompts.encode(talk.prompts.render(talk.messages[:-1]))
+        assert engine.states[-1].tokens[: len(prompt)] == prompt
+
+    def test_new_system_prompt_rebuilds(self, tmp_path: Path) -> None:
+        prompts = chatml_prompts(tmp_path)
+        talk, engine = conversation(prompts, [script(prompts, "Yes.")])
+        say(talk, "One?")
+        talk.system = "Say no."
+        say(talk, "Two?")
+        assert len(engine.states) == 2
+        self.assert_seen_is_the_rendered_prompt_without_system(talk, engine)
+
+    def assert_seen_is_the_rendered_prompt_without_system(
+        self, talk: Conversation, engine: BigramEngine
+    ) -> None:
+        text = talk.prompts.decode(engine.states[-1].tokens, skip_special_tokens=False)
+        assert text.startswith("<|im_start|>system\nSay no.<|im_end|>\n<|im_start|>user\nOne?")
+
+    def test_reset_forgets(self, tmp_path: Path) -> None:
+        prompts = chatml_prompts(tmp_path)
+        talk, engine = conversation(prompts, [script(prompts, "Yes.")])
+        say(talk, "One?")
+        talk.reset()
+        say(talk, "Two?")
+        text = prompts.decode(engine.states[-1].tokens, skip_special_tokens=False)
+        assert "One" not in text
+
+    def test_answer_cut_by_length_is_continued(self, tmp_path: Path) -> None:
+        """The last token of such an answer was never computed: the next turn brings it in."""
+        prompts = chatml_prompts(tmp_path)
+        long = script(prompts, "the router selects a few experts " * 10)
+        talk, engine = conversation(prompts, [long, script(prompts, "Yes.")])
+        answer = say(talk, "One?")
+        assert talk.last.finish_reason == "length"
+        say(talk, "Two?")
+        assert len(engine.states) == 1
+        text = prompts.decode(engine.states[0].tokens, skip_special_tokens=False)
+        assert f"{answer}<|im_end|>\n<|im_start|>user\nTwo?" in text
+
+
+class TestInterrupts:
+    """A stopped answer stays, and the conversation goes on."""
+
+    def test_close_keeps_what_was_said(self, tmp_path: Path) -> None:
+        prompts = chatml_prompts(tmp_path)
+        talk, engine = conversation(prompts, [script(prompts, "the router selects")])
+        reply = talk.reply("One?")
+        said = next(reply).text + next(reply).text
+        reply.close()
+        assert talk.messages[-1] == {"role": "assistant", "content": said}
+        say(talk, "Two?")
+        assert len(engine.states) == 1
+        text = prompts.decode(engine.states[0].tokens, skip_special_tokens=False)
+        assert f"assistant\n{said}<|im_end|>\n<|im_start|>user\nTwo?" in text
+
+    def test_interrupted_prefill_is_not_computed_again(self, tmp_path: Path) -> None:
+        prompts = chatml_prompts(tmp_path)
+        talk, engine = conversation(prompts, [script(prompts, "Yes.")])
+
+        def give_up(done: int, total: int) -> None:
+            raise Interrupted
+
+        with pytest.raises(Interrupted):
+            list(talk.reply("What do the experts do?", on_progress=give_up))
+        assert talk.messages == []
+        assert engine.states[0].position == 8
+        assert say(talk, "What do the experts do?") == "Yes."
+        assert len(engine.states) == 1
+        assert talk.last.stats.reused_tokens == 8
+
+    @pytest.mark.parametrize("error", [KeyboardInterrupt, RunError])
+    def test_failure_inside_the_model_drops_the_state(
+        self, tmp_path: Path, error: type[BaseException]
+    ) -> None:
+        """A forward pass cut in the middle may have written half of its state."""
+        prompts = chatml_prompts(tmp_path)
+        talk, engine = conversation(prompts, [script(prompts, "the router selects")])
+        reply = talk.reply("One?")
+        next(reply)
+
+        def fail() -> None:
+            raise error
+
+        engine.before_forward = fail
+        with pytest.raises(error):
+            next(reply)
+        engine.before_forward = lambda: None
+        say(talk, "Two?")
+        assert len(engine.states) == 2
+        assert talk.last.stats.reused_tokens == 0
+
+
+class TestLimits:
+    """Refusals leave the conversation as it was."""
+
+    def test_outgrown_context(self, tmp_path: Path) -> None:
+        prompts = chatml_prompts(tmp_path)
+        talk, _ = conversation(prompts, [script(prompts, "Yes.")], context_tokens=60)
+        say(talk, "One?")
+        with pytest.raises(RunError, match=r"context 60: /reset starts over"):
+            say(talk, "the router selects a few experts " * 10)
+        assert len(talk.messages) == 2
+        say(talk, "Two?")
+
+    def test_answer_ends_at_the_context(self, tmp_path: Path) -> None:
+        prompts = chatml_prompts(tmp_path)
+        long = script(prompts, "the router selects a few experts " * 10)
+        talk, engine = conversation(prompts, [long], context_tokens=40)
+        say(talk, "One?")
+        assert talk.last.finish_reason == "length"
+        assert engine.states[0].position == 39
+
+    def test_template_refuses(self, tmp_path: Path) -> None:
+        template = "{% if messages|length > 1 %}{{ raise_exception('too many') }}{% endif %}x"
+        prompts = chatml_prompts(tmp_path, template)
+        talk, _ = conversation(prompts, [script(prompts, "Yes.")])
+        say(talk, "One?")
+        with pytest.raises(RunError, match="too many"):
+            say(talk, "Two?")
+        assert len(talk.messages) == 2
+
+
+class TestTerminal:
+    """Lines in, answers on stdout, the rest on stderr."""
+
+    def talk(
+        self,
+        folder: Path,
+        lines: Sequence[str | type[BaseException]],
+        *,
+        answers: Sequence[str] = ("Yes.",),
+        is_interactive: bool = True,
+        shows_stats: bool = False,
+        on_forward: Callable[[ScriptedEngine], None] | None = None,
+        **arguments: Any,
+    ) -> tuple[str, str]:
+        prompts = chatml_prompts(folder)
+        scripts = [script(prompts, answer) for answer in answers]
+        talk, engine = conversation(prompts, scripts, **arguments)
+        if on_forward:
+            engine.before_forward = lambda: on_forward(engine)
+        output = Output(stdout=io.StringIO(), stderr=io.StringIO())
+        remaining = iter(lines)
+
+        def read_line() -> str:
+            line = next(remaining, EOFError)
+            if isinstance(line, str):
+                return line
+            raise line
+
+        ChatTerminal(
+            talk, output, read_line, is_interactive=is_interactive, shows_stats=shows_stats
+        ).run()
+        assert isinstance(output.stdout, io.StringIO)
+        assert isinstance(output.stderr, io.StringIO)
+        return output.stdout.getvalue(), output.stderr.getvalue()
+
+    def test_answers_go_to_stdout(self, tmp_path: Path) -> None:
+        assert self.talk(tmp_path, ["One?", "", "  ", "Two?"]) == ("Yes.\nYes.\n", "")
+
+    def test_exit(self, tmp_path: Path) -> None:
+        assert self.talk(tmp_path, ["/exit", "One?"]) == ("", "")
+
+    def test_help_lists_every_command(self, tmp_path: Path) -> None:
+        stdout, stderr = self.talk(tmp_path, ["/help"])
+        assert stdout == ""
+        assert all(name in stderr for name in COMMANDS)
+        assert {"/help", "/reset", "/system", "/stats", "/exit"} <= set(COMMANDS)
+
+    def test_unknown_command(self, tmp_path: Path) -> None:
+        _, stderr = self.talk(tmp_path, ["/quit"])
+        assert stderr == "/quit: no such command; /help lists them\n"
+
+    def test_system(self, tmp_path: Path) -> None:
+        _, stderr = self.talk(
+            tmp_path, ["/system", "/system Be brief.", "/system", "/system none", "/system"]
+        )
+        prefix = "system prompt: "
+        shown = [line.removeprefix(prefix) for line in stderr.splitlines()]
+        assert shown == ["(none)", "Be brief.", "Be brief.", "(none)", "(none)"]
+
+    def test_reset(self, tmp_path: Path) -> None:
+        """With room for one turn only, a second one fits after /reset."""
+        lines = ["One?", "Two?", "/reset", "Three?"]
+        stdout, stderr = self.talk(tmp_path, lines, context_tokens=30)
+        assert stdout == "Yes.\nYes.\n"
+        assert "/reset starts over" in stderr
+        assert "conversation forgotten" in stderr
+
+    def test_stats(self, tmp_path: Path) -> None:
+        stdout, stderr = self.talk(tmp_path, ["/stats", "One?", "/stats"])
+        assert stdout == "Yes.\n"
+        assert stderr.startswith("no answer yet\n")
+        assert "tokens/s" in stderr
+        assert "memory charged" in stderr
+
+    def test_stats_after_every_answer(self, tmp_path: Path) -> None:
+        _, stderr = self.talk(tmp_path, ["One?", "Two?"], shows_stats=True)
+        assert stderr.count("memory charged") == 2
+
+    def test_length_is_told(self, tmp_path: Path) -> None:
+        _, stderr = self.talk(tmp_path, ["One?"], answers=["the router " * 40])
+        assert "the answer ends at its limit of 50 tokens" in stderr
+
+    def test_failure_keeps_an_interactive_session(self, tmp_path: Path) -> None:
+        lines = ["the router selects a few experts " * 20, "One?"]
+        stdout, stderr = self.talk(tmp_path, lines, context_tokens=40)
+        assert stdout == "Yes.\n"
+        assert stderr.startswith("kandiga-run: the conversation has")
+
+    def test_failure_ends_a_script(self, tmp_path: Path) -> None:
+        with pytest.raises(RunError):
+            self.talk(tmp_path, ["router " * 200], is_interactive=False, context_tokens=40)
+
+    def test_interrupt_at_the_prompt_drops_the_line(self, tmp_path: Path) -> None:
+        assert self.talk(tmp_path, [KeyboardInterrupt, "One?"]) == ("Yes.\n", "")
+
+    def test_interrupt_of_a_script_ends_it(self, tmp_path: Path) -> None:
+        with pytest.raises(KeyboardInterrupt):
+            self.talk(tmp_path, [KeyboardInterrupt], is_interactive=False)
+
+    def test_interrupt_stops_the_answer(self, tmp_path: Path) -> None:
+        def interrupt_third_token(engine: ScriptedEngine) -> None:
+            if engine.chunks[-2:] == [1, 1] and len(engine.states) == 1:
+                engine.before_forward = lambda: None
+                signal.raise_signal(signal.SIGINT)
+
+        stdout, stderr = self.talk(
+            tmp_path,
+            ["One?", "Two?"],
+            answers=["a b c d e f g", "Yes."],
+            on_forward=interrupt_third_token,
+        )
+        first, second = stdout.splitlines()
+        assert "a b c d e f g".startswith(first)
+        assert first
+        assert first != "a b c d e f g"
+        assert second == "Yes."
+        assert stderr == "stopped\n"
+
+    def test_interrupt_stops_the_prefill(self, tmp_path: Path) -> None:
+        def interrupt_once(engine: ScriptedEngine) -> None:
+            engine.before_forward = lambda: None
+            signal.raise_signal(signal.SIGINT)
+
+        lines = ["What do the experts do?", "One?"]
+        stdout, stderr = self.talk(tmp_path, lines, on_forward=interrupt_once)
+        assert stdout == "Yes.\n"
+        assert stderr == "stopped\n"
+
+    def test_second_interrupt_does_not_wait(self, tmp_path: Path) -> None:
+        def interrupt_twice(engine: ScriptedEngine) -> None:
+            engine.before_forward = lambda: None
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+        stdout, stderr = self.talk(tmp_path, ["One?", "Two?"], on_forward=interrupt_twice)
+        assert stdout == "Yes.\n"
+        assert stderr == "kandiga-run: interrupted\n"
+
+    def test_signal_handler_is_given_back(self, tmp_path: Path) -> None:
+        before = signal.getsignal(signal.SIGINT)
+        self.talk(tmp_path, ["One?"])
+        assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_control_characters_do_not_reach_a_terminal() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    output = Output(stdout=Terminal(), stderr=io.StringIO())
+    output.text("a\x1b[2J\tb\n\x07é")
+    assert isinstance(output.stdout, io.StringIO)
+    assert output.stdout.getvalue() == "a\ufffd[2J\tb\n\ufffdé"
