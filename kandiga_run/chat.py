@@ -18,9 +18,9 @@ class Interrupted(Exception):
 class Conversation:
     """Messages with one model. A turn prefills only what the kept state has not seen.
 
-    A state can be continued and not cut back (recurrent layers forget nothing selectively), so
-    when the rendered conversation is no continuation of what the state has seen, as with a
-    template that drops earlier reasoning, the state is rebuilt from the first token.
+    Where the rendered conversation departs from what the state has seen, as with a template that
+    drops earlier reasoning, the state is cut back to the common beginning. Recurrent layers cannot
+    be: such a model starts again from the first token.
     """
 
     def __init__(
@@ -93,8 +93,7 @@ class Conversation:
                 f"the conversation has {len(tokens)} tokens and the context {self.context_tokens}: "
                 "/reset starts over, --context allows more"
             )
-        if not _extends(tokens, self._seen):
-            self._drop_state()
+        self._fit_state(tokens)
         if self._state is None:
             self._state = self.engine.new_state(self.context_tokens)
         return generate(
@@ -106,6 +105,18 @@ class Conversation:
             history=self._seen,
             on_progress=on_progress,
         )
+
+    def _fit_state(self, tokens: Sequence[int]) -> None:
+        """Make the state one that has seen a beginning of `tokens`, and not all of them."""
+        common = min(_common_length(tokens, self._seen), len(tokens) - 1)
+        surplus = len(self._seen) - common
+        if surplus == 0:
+            return
+        if common == 0 or not getattr(self._state, "can_trim", False):
+            self._drop_state()
+            return
+        self._state.trim(surplus)  # type: ignore[union-attr]  # only some engines' states have it
+        del self._seen[common:]
 
     def _tokens(self, rendered: str) -> list[int]:
         """Return the tokens of the conversation, keeping those the model itself wrote.
@@ -137,9 +148,13 @@ class Conversation:
             self._known_tokens = [*prompt, *answer]
 
     def _drop_state(self) -> None:
-        self._state, self._seen = None, []
+        # The last turn holds the state too, and with a memory budget two would not fit.
+        self._state, self._seen, self.last = None, [], None
         self._known_text, self._known_tokens = "", []
 
 
-def _extends(tokens: Sequence[int], seen: Sequence[int]) -> bool:
-    return len(tokens) > len(seen) and list(tokens[: len(seen)]) == list(seen)
+def _common_length(first: Sequence[int], second: Sequence[int]) -> int:
+    pairs = zip(first, second, strict=False)
+    return next(
+        (index for index, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second))
+    )

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kandiga_run.detokenizer import StreamingDetokenizer
-from kandiga_run.engine import Engine, State
+from kandiga_run.engine import PREFILL_CHUNK, Engine, State
 from kandiga_run.errors import RunError
 from kandiga_run.sampling import Sampler, SamplingOptions
 from kandiga_run.stats import RunStats
@@ -37,9 +37,8 @@ class GenerateOptions:
     #: Tokens that end the answer; they give no text.
     stop_token_ids: frozenset[int] = frozenset()
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
-    #: Tokens a prefill step computes together: more read each expert for more tokens at once,
-    #: fewer need less memory.
-    prefill_chunk: int = 512
+    #: Tokens a prefill step computes together, each expert read once for all of them.
+    prefill_chunk: int = PREFILL_CHUNK
     #: Ask for log probabilities, and for this many alternatives a token.
     logprobs: int | None = None
     #: Tokens the model was made for; the answer ends there with "length".

@@ -25,13 +25,18 @@ class BigramState:
     kv_format = "none"
     nbytes = 0
 
-    def __init__(self, max_tokens: int) -> None:
+    def __init__(self, max_tokens: int, can_trim: bool = False) -> None:
         self.max_tokens = max_tokens
+        self.can_trim = can_trim
         self.tokens: list[int] = []
 
     @property
     def position(self) -> int:
         return len(self.tokens)
+
+    def trim(self, num_tokens: int) -> None:
+        assert self.can_trim
+        del self.tokens[self.position - num_tokens :]
 
 
 class BigramEngine:
@@ -45,13 +50,14 @@ class BigramEngine:
         self.chunks: list[int] = []
         self.states: list[BigramState] = []
         self.is_closed = False
+        self.can_trim = False
         counts = np.full((vocab_size, vocab_size), UNSEEN_COUNT)
         for first, second in itertools.pairwise(token_ids):
             counts[first, second] += 1
         self.log_probabilities = np.log(counts / counts.sum(axis=1, keepdims=True))
 
     def new_state(self, max_tokens: int) -> BigramState:
-        self.states.append(BigramState(max_tokens))
+        self.states.append(BigramState(max_tokens, self.can_trim))
         return self.states[-1]
 
     def forward(

@@ -13,6 +13,10 @@ class KVCache(Protocol):
     """Keys and values of one layer and one sequence."""
 
     @property
+    def format(self) -> str:
+        """Return how keys and values are held, such as "f16"."""
+
+    @property
     def nbytes(self) -> int:
         """Return the size of the arrays really held."""
 

@@ -32,6 +32,11 @@ class PlainKVCache:
         return 2 * num_kv_heads * head_dim * num_tokens * np.dtype(dtype).itemsize
 
     @property
+    def format(self) -> str:
+        """Return "f16" or "f32"."""
+        return "f16" if self._keys.dtype == np.float16 else "f32"
+
+    @property
     def nbytes(self) -> int:
         """Return the size of both arrays."""
         return self._keys.nbytes + self._values.nbytes

@@ -25,6 +25,12 @@ class NativeState:
         return sum(cache.nbytes for cache in self.caches)
 
     @property
+    def kv_format(self) -> str:
+        """Return how keys and values are held; several formats are joined by "+"."""
+        caches = (cache for cache in self.caches if not isinstance(cache, RecurrentState))
+        return "+".join(sorted({cache.format for cache in caches}))
+
+    @property
     def can_trim(self) -> bool:
         """Whether past tokens can be taken out again; a recurrent layer forgets nothing."""
         return not any(isinstance(cache, RecurrentState) for cache in self.caches)

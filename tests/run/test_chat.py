@@ -135,7 +135,31 @@ class TestState:
         start = len(prompts.encode("<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"))
         assert seen[start : start + 6] == spelled
 
-    def test_template_that_forgets_rebuilds(self, tmp_path: Path) -> None:
+    def test_template_that_forgets_cuts_the_state_back(self, tmp_path: Path) -> None:
+        prompts = chatml_prompts(tmp_path, FORGETFUL)
+        talk, engine = conversation(prompts, [script(prompts, "hm</think>Yes.")])
+        engine.can_trim = True
+        say(talk, "One?")
+        first = talk.last.stats.prompt_tokens
+        say(talk, "Two?")
+        assert len(engine.states) == 1
+        assert talk.last.stats.reused_tokens == first
+        self.assert_seen_is_the_rendered_prompt_without_answer(talk, engine)
+
+    def test_same_prompt_again(self, tmp_path: Path) -> None:
+        """At least one token is computed, or there would be no logits to go on from."""
+        prompts = chatml_prompts(tmp_path)
+        talk, engine = conversation(prompts, [script(prompts, "Yes.")])
+        engine.can_trim = True
+        say(talk, "One?")
+        first = talk.last.stats.prompt_tokens
+        talk.reset()
+        assert say(talk, "One?") == "Yes."
+        assert len(engine.states) == 1
+        assert talk.last.stats.prompt_tokens == 1
+        assert talk.last.stats.reused_tokens == first - 1
+
+    def test_recurrent_state_is_rebuilt_when_the_template_forgets(self, tmp_path: Path) -> None:
         prompts = chatml_prompts(tmp_path, FORGETFUL)
         talk, engine = conversation(prompts, [script(prompts, "hm</think>Yes.")])
         say(talk, "One?")
