@@ -35,6 +35,7 @@ class ConvertSummary:
 
     bytes_read: of the source's tensors. bytes_written: of every file in `path`.
     bytes_per_second: bytes_read over seconds, hashing and checking included.
+    notes: lines the user should read, such as what was left out.
     """
 
     path: Path
@@ -47,6 +48,7 @@ class ConvertSummary:
     bytes_read: int
     bytes_written: int
     seconds: float
+    notes: tuple[str, ...] = ()
 
     @property
     def bytes_per_second(self) -> float:
@@ -169,6 +171,7 @@ def _convert(source: Source, dest: Path, shard_bytes: int, progress: Progress) -
         bytes_read=bytes_read,
         bytes_written=sum(path.stat().st_size for path in dest.iterdir()),
         seconds=time.monotonic() - started,
+        notes=tuple(source.notes),
     )
 
 

@@ -23,7 +23,7 @@ TOP_K_KEYS = (
     "top_k_experts",
 )
 NUM_LAYERS_KEYS = ("num_hidden_layers", "num_layers", "n_layer")
-# Kimi K3, Muse Spark and Nemotron route a narrower latent vector, so either width may feed the experts.
+# Kimi K3, Muse Spark and Nemotron H may route a narrower vector, so either width may be right.
 HIDDEN_SIZE_KEYS = (
     "hidden_size",
     "n_embd",

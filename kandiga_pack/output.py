@@ -81,7 +81,7 @@ def two_columns(title: str, rows: list[tuple[str, str]]) -> Table:
     """Return a table of names and values."""
     table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2))
     table.add_column(style="dim")
-    table.add_column()
+    table.add_column(overflow="fold")
     for name, value in rows:
         table.add_row(name, value)
     return table

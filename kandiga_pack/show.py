@@ -31,6 +31,9 @@ def show_convert(summary: ConvertSummary, console: Console) -> None:
         )
     )
 
+    for note in summary.notes:
+        console.print(f"note: {note}")
+
 
 def _shards(summary: ConvertSummary) -> str:
     return "1 shard" if summary.num_shards == 1 else f"{summary.num_shards} shards"

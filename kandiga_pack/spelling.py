@@ -95,9 +95,8 @@ def record_index(source: CheckpointSource) -> dict[str, Any] | None:
     """Return the style of the index file; None when there is none, mlx's when it is unknown."""
     if source.index_text is None:
         return None
-    document = json.loads(source.index_text)
-    weight_map = document["weight_map"]
-    metadata = document.get("metadata") or {}
+    metadata = json.loads(source.index_text).get("metadata") or {}
+    weight_map = {info.name: info.file for info in source.tensors.values()}
     if all(isinstance(value, int | str | bool) for value in metadata.values()):
         for indent, order, end in _INDEX_STYLES:
             style = {

@@ -1,4 +1,4 @@
-"""The one shape every input takes before it is packed: an MLX checkpoint that can be read in slices."""
+"""The shape every input takes before it is packed: an MLX checkpoint read in slices."""
 
 from __future__ import annotations
 
@@ -79,6 +79,10 @@ class Source(Protocol):
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
         """Every tensor by name, in the order of the files."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Lines the user should read, such as what is left out."""
 
     def read(self, name: str, start_row: int = 0, num_rows: int | None = None) -> np.ndarray:
         """Return rows [start_row, start_row + num_rows) of axis 0 as a C-contiguous array.

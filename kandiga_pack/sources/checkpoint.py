@@ -93,6 +93,12 @@ class CheckpointSource:
         )
 
     @property
+    def notes(self) -> Sequence[str]:
+        """Which weight files are left out."""
+        others = sorted(path.name for path in self.path.iterdir() if path.suffix in OTHER_WEIGHTS)
+        return [f"left out, weights in another format: {', '.join(others)}"] if others else []
+
+    @property
     def weight_files(self) -> Mapping[str, Path]:
         """Shard name -> path."""
         return {name: shard.path for name, shard in self.shards.items()}

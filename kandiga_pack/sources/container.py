@@ -76,6 +76,11 @@ class ContainerSource:
         )
 
     @property
+    def notes(self) -> Sequence[str]:
+        """Nothing is left out."""
+        return []
+
+    @property
     def weight_files(self) -> Mapping[str, Path]:
         """The shards."""
         return {shard.path.name: shard.path for shard in self.set.shards}

@@ -134,6 +134,22 @@ class ConvertedSource:
         return sorted([*others, self._folder / "config.json"], key=lambda path: path.name)
 
     @property
+    def notes(self) -> Sequence[str]:
+        """What the folder's own notes say, and what mlx-lm does not load."""
+        dropped = [
+            name
+            for name in self._inner.tensors
+            if OTHER_MODELS.search(name) and name not in self.tensors
+        ]
+        lines = list(self._inner.notes)
+        if dropped:
+            lines.append(
+                f"left out, as mlx_lm.convert does: {len(dropped)} tensors of vision, audio or "
+                f"prediction heads, such as {dropped[0]}"
+            )
+        return lines
+
+    @property
     def weight_files(self) -> Mapping[str, Path]:
         """The published shards."""
         return self._inner.weight_files
