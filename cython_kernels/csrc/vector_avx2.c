@@ -1,3 +1,4 @@
-#include "vector_ops.h"
+#include "simd_avx2.h"
 
-const struct vector_ops kandiga_vector_avx2 = {0};
+#define VECTOR_TABLE kandiga_vector_avx2
+#include "vector_table.inc"

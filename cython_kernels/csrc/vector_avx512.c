@@ -1,3 +1,4 @@
-#include "vector_ops.h"
+#include "simd_avx512.h"
 
-const struct vector_ops kandiga_vector_avx512 = {0};
+#define VECTOR_TABLE kandiga_vector_avx512
+#include "vector_table.inc"

@@ -1,3 +1,4 @@
-#include "vector_ops.h"
+#include "simd_neon.h"
 
-const struct vector_ops kandiga_vector_neon = {0};
+#define VECTOR_TABLE kandiga_vector_neon
+#include "vector_table.inc"

@@ -1,16 +1,17 @@
 /* The vector kernels: everything of a decoder layer that is not a weight matrix.
  *
- * vector_ops.h        this file: argument structs and the table of kernels, one table per
- * instruction set. vector_scalar.c     plain C of every kernel, the reference the others are tested
- * against. vector_<isa>.c      includes simd_<isa>.h (what a vector is there) and the *_body.inc
- * files (norm, elementwise, rope, attention, gated_delta, routing), each written once over that
- * abstraction, and fills its table. vector.{h,c}        the public calls: strides, splitting over
- * the thread pool, deterministic merges. vector.pxi          the Python border: shapes, dtypes,
- * strides, GIL.
+ * vector_ops.h      this file: argument structs and the table of kernels of one instruction set
+ * vector_scalar.c   plain C of every kernel: the reference the others are tested against
+ * simd_<isa>.h      what a vector is in that instruction set (simd_avx2.h documents the names)
+ * *_body.inc        norm, elementwise, rope, attention, gated_delta, causal_conv, routing: written
+ *                   once over simd_<isa>.h and vector_math.inc (exp, loops over a row)
+ * vector_<isa>.c    compiles all bodies for one instruction set, through vector_table.inc
+ * vector.{h,c}      the public calls: strides, splitting over threads, deterministic merges
+ * ../vector.pxi     the Python border: shapes, dtypes, strides, GIL
  *
  * Kernels are single-threaded, allocate nothing, take lengths that need not be multiples of a
- * vector, pointers that need no alignment, and read no byte past the end of a row. Strides count
- * elements. All float arithmetic is float32.
+ * vector, pointers that need no alignment beyond that of their element, and read no byte past the
+ * end of a row. Strides count elements. Arithmetic is float32.
  */
 #ifndef KANDIGA_VECTOR_OPS_H
 #define KANDIGA_VECTOR_OPS_H

@@ -5,6 +5,7 @@
 #include <math.h>
 
 #include "float16.h"
+#include "top_k_heap.h"
 
 static float sigmoid(float x) {
     return 1.0f / (1.0f + expf(-x));
@@ -208,52 +209,13 @@ static void causal_conv(const struct causal_conv_args* args, size_t begin, size_
     }
 }
 
-/* NaN sorts below everything, so that comparisons are a total order and selection always ends. */
-static int ranks_before(const float* logits, int32_t a, int32_t b) {
-    const float x = isnan(logits[a]) ? -INFINITY : logits[a];
-    const float y = isnan(logits[b]) ? -INFINITY : logits[b];
-    return x > y || (x == y && a < b);
-}
-
-/* Restore the heap below `at`: the root is the worst of the selected. */
-static void sift_down(const float* logits, int32_t* heap, size_t size, size_t at) {
-    const int32_t moved = heap[at];
-    for (size_t child; (child = 2 * at + 1) < size; at = child) {
-        if (child + 1 < size && ranks_before(logits, heap[child], heap[child + 1])) {
-            child++;
-        }
-        if (!ranks_before(logits, moved, heap[child])) {
-            break;
-        }
-        heap[at] = heap[child];
-    }
-    heap[at] = moved;
-}
-
-static void select_top_k(const float* logits, size_t num_experts, size_t top_k, int32_t* indices) {
-    for (size_t i = 0; i < top_k; i++) {
-        indices[i] = (int32_t)i;
-    }
-    for (size_t i = top_k / 2; i-- > 0;) {
-        sift_down(logits, indices, top_k, i);
-    }
-    for (size_t i = top_k; i < num_experts; i++) {
-        if (ranks_before(logits, (int32_t)i, indices[0])) {
-            indices[0] = (int32_t)i;
-            sift_down(logits, indices, top_k, 0);
-        }
-    }
-    for (size_t size = top_k; size > 1; size--) { /* heap sort: the worst goes last */
-        const int32_t worst = indices[0];
-        indices[0] = indices[size - 1];
-        indices[size - 1] = worst;
-        sift_down(logits, indices, size - 1, 0);
-    }
-}
-
 static void top_k(const float* logits, size_t num_experts, size_t count, enum score_mode mode,
                   int32_t* indices, float* scores) {
-    select_top_k(logits, num_experts, count, indices);
+    heap_of_first(logits, indices, count);
+    for (size_t i = count; i < num_experts; i++) {
+        offer(logits, indices, count, (int32_t)i);
+    }
+    sort_best_first(logits, indices, count);
     const float largest = logits[indices[0]];
     double total = 0.0;
     int poisoned = 0;
