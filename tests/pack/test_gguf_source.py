@@ -75,6 +75,20 @@ def test_slices_are_slices(model: TinyModel, kind: Kind, tmp_path: Path) -> None
                 np.testing.assert_array_equal(part, whole[start:stop], err_msg=name)
 
 
+@pytest.mark.parametrize("family", ["qwen3_moe", "qwen3_5_moe"])
+def test_gate_and_up_stored_as_one(family: str, tmp_path: Path) -> None:
+    model = make_model(family, tmp_path / "mlx")
+    write_gguf(tmp_path / "apart.gguf", model, Kind.Q5_1)
+    write_gguf(tmp_path / "fused.gguf", model, Kind.Q5_1, fuse_gate_up=True)
+    with GgufSource(tmp_path / "apart.gguf") as apart, GgufSource(tmp_path / "fused.gguf") as fused:
+        assert apart.tensors == fused.tensors
+        for name, info in apart.tensors.items():
+            np.testing.assert_array_equal(fused.read(name), apart.read(name), err_msg=name)
+            last = info.shape[0] - 1
+            np.testing.assert_array_equal(fused.read(name, last, 1), apart.read(name, last, 1))
+            assert info.file == "model.safetensors"
+
+
 @pytest.mark.parametrize("kind", [Kind.Q4_0, Kind.Q8_0], ids=lambda kind: kind.name)
 def test_mlx_lm_runs_it(model: TinyModel, kind: Kind, tmp_path: Path) -> None:
     expected = write_gguf(tmp_path / "model.gguf", model, kind)

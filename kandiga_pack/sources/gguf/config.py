@@ -280,7 +280,8 @@ def _rope_scaling(hp: Hyperparameters) -> dict[str, Any] | None:
         return None
     if kind not in ("linear", "yarn"):
         raise PackError(
-            f"{hp.path.name}: rope.scaling.type is {kind!r}; none, linear and yarn are supported"
+            f"{hp.path.name}: {hp.architecture}.rope.scaling.type is {kind!r}; none, "
+            "linear and yarn are supported"
         )
     scaling: dict[str, Any] = {"factor": hp.real("rope.scaling.factor"), "rope_type": kind}
     if kind == "yarn":
@@ -301,6 +302,7 @@ def _rope_scaling(hp: Hyperparameters) -> dict[str, Any] | None:
 def _no_rope_scaling(hp: Hyperparameters) -> None:
     if _rope_scaling(hp) is not None:
         raise PackError(
-            f"{hp.path.name}: rope.scaling.type is {hp.text('rope.scaling.type', 'none')!r}, which "
-            f"mlx-lm does not apply in this family ({hp.architecture}). Use a GGUF without it"
+            f"{hp.path.name}: {hp.architecture}.rope.scaling.type is "
+            f"{hp.text('rope.scaling.type', 'none')!r}, which mlx-lm does not apply in this "
+            "family. Use a GGUF without it"
         )

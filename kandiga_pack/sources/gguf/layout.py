@@ -146,7 +146,8 @@ class Layout:
         for projection, shape in _mlp_shapes(self.hidden_size, width).items():
             stack = f"{mlx}.switch_mlp.{projection}_proj", (num_experts, *shape)
             if projection in halves and fused in self.tensors:
-                recipes.append(self.matrix(fused, *stack, rows=halves[projection]))
+                half: dict[str, Any] = {"rows": halves[projection], "num_input_rows": 2 * width}
+                recipes.append(self.matrix(fused, *stack, **half))
             else:
                 recipes.append(self.matrix(f"{gguf}{projection}_exps.weight", *stack))
         return recipes

@@ -42,7 +42,8 @@ class MatrixRecipe:
         module: MLX module path, such as `model.layers.0.self_attn.q_proj`.
         inputs: GGUF tensors, joined along their rows.
         shape: (rows, columns), or (experts, rows, columns) for a stack.
-        rows: order over the joined rows (of one expert, in a stack); it may choose some of them.
+        rows: order over the joined rows (of one expert, in a stack).
+        num_input_rows: joined rows that must be there, where `rows` takes only some of them.
         columns: order over the columns.
 
     Raises:
@@ -56,6 +57,7 @@ class MatrixRecipe:
         shape: tuple[int, ...],
         *,
         rows: Order | None = None,
+        num_input_rows: int | None = None,
         columns: Order | None = None,
     ) -> None:
         self.module = module
@@ -67,11 +69,11 @@ class MatrixRecipe:
         if any(tensor.num_rows % self.num_experts for tensor in inputs):
             raise _misfit(inputs, module, shape)
         self._input_rows = [tensor.num_rows // self.num_experts for tensor in inputs]
-        self._check()
+        self._check(num_input_rows or shape[-2])
         self._units = None if columns is None else self._unit_order(columns)
         self._last: tuple[tuple[int, int], dict[str, np.ndarray]] | None = None
 
-    def _check(self) -> None:
+    def _check(self, num_input_rows: int) -> None:
         check_type(self.inputs[0])
         if len({(tensor.type, tensor.shape[-1]) for tensor in self.inputs}) > 1:
             found = ", ".join(f"{t.name} is {t.type.name} {t.shape}" for t in self.inputs)
@@ -79,13 +81,8 @@ class MatrixRecipe:
                 f"{self.inputs[0].path.name}: {found}; to become {self.module} they must be alike. "
                 "Use a GGUF that keeps them in one type, such as a plain Q8_0"
             )
-        joined_rows = sum(self._input_rows)
-        order_fits = (
-            self.shape[-2] == joined_rows
-            if self._rows is None
-            else len(self._rows) == self.shape[-2] and int(self._rows.max()) < joined_rows
-        )
-        if not order_fits or self.inputs[0].shape[-1] != self.shape[-1]:
+        columns = self.inputs[0].shape[-1]
+        if sum(self._input_rows) != num_input_rows or columns != self.shape[-1]:
             raise _misfit(self.inputs, self.module, self.shape)
 
     def _unit_order(self, columns: Order) -> Order:

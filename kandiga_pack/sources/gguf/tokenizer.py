@@ -148,8 +148,8 @@ def write_tokenizer(metadata: Mapping[str, Any], folder: Path, file_name: str) -
 
 def build_tokenizer(vocabulary: Vocabulary) -> Tokenizer:
     """Return the tokenizer that `vocabulary` describes."""
-    model = vocabulary.metadata.get(Keys.Tokenizer.MODEL)
-    builders: dict[Any, Callable[[Vocabulary], tuple[Tokenizer, bool]]] = {
+    model = str(vocabulary.metadata.get(Keys.Tokenizer.MODEL))
+    builders: dict[str, Callable[[Vocabulary], tuple[Tokenizer, bool]]] = {
         "gpt2": _byte_level,
         "llama": _sentencepiece,
     }
@@ -168,7 +168,7 @@ def build_tokenizer(vocabulary: Vocabulary) -> Tokenizer:
 
 def _byte_level(vocabulary: Vocabulary) -> tuple[Tokenizer, bool]:
     """GPT-2's byte-level BPE, in the variants of `_SPLITTINGS`."""
-    name = vocabulary.metadata.get(Keys.Tokenizer.PRE, "default")
+    name = str(vocabulary.metadata.get(Keys.Tokenizer.PRE, "default"))
     if name not in _SPLITTINGS:
         raise PackError(
             f"{vocabulary.file_name}: pre-tokenizer {name!r}; supported are "
@@ -176,8 +176,9 @@ def _byte_level(vocabulary: Vocabulary) -> tuple[Tokenizer, bool]:
             "tokenizer.json"
         )
     splitting = _SPLITTINGS[name]
+    learned = vocabulary.learned()
     tokenizer = Tokenizer(
-        models.BPE(vocabulary.learned(), _merges(vocabulary), ignore_merges=splitting.ignore_merges)
+        models.BPE(learned, _merges(vocabulary, learned), ignore_merges=splitting.ignore_merges)
     )
     if splitting.nfc:
         tokenizer.normalizer = normalizers.NFC()
@@ -188,15 +189,18 @@ def _byte_level(vocabulary: Vocabulary) -> tuple[Tokenizer, bool]:
     return tokenizer, splitting.add_bos
 
 
-def _merges(vocabulary: Vocabulary) -> list[tuple[str, str]]:
+def _merges(vocabulary: Vocabulary, learned: Mapping[str, int]) -> list[tuple[str, str]]:
     pairs = []
     merges = vocabulary.metadata.get(Keys.Tokenizer.MERGES)
     if not isinstance(merges, list) or not all(isinstance(merge, str) for merge in merges):
         raise PackError(f"{vocabulary.file_name}: no merges in {Keys.Tokenizer.MERGES}")
     for merge in merges:
         left, space, right = merge.partition(" ")
-        if not (left and space and right):
-            raise PackError(f"{vocabulary.file_name}: merge {merge!r} is not two tokens")
+        if not (space and left in learned and right in learned and left + right in learned):
+            raise PackError(
+                f"{vocabulary.file_name}: merge {merge!r} is not two tokens that make a third. "
+                "The file is damaged: get it again"
+            )
         pairs.append((left, right))
     return pairs
 
