@@ -1,0 +1,52 @@
+"""Make the demo's model: GGUF -> mixture of experts -> an ordinary MLX checkpoint folder.
+
+    python -m demo.prepare [--work .demo]
+
+prints the folder, which mlx_lm.load accepts as well as `kandiga-pack convert` does.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+
+from tqdm import tqdm
+
+from demo.download import GGUF_SHA256, fetch_gguf
+from demo.records import code_digest, is_complete, making
+from demo.upcycle import Upcycling, upcycle, upcycled_bytes
+from kandiga_pack.sources.gguf import GgufSource
+
+ROOT = Path(__file__).resolve().parent.parent
+OPTIONS = Upcycling()
+CHECKPOINT_NAME = f"smollm2-{OPTIONS.num_experts}x135m-mlx"
+
+
+def prepare(work: Path) -> Path:
+    """Return the checkpoint folder under `work`, made unless it is there already."""
+    work.mkdir(parents=True, exist_ok=True)
+    folder = work / CHECKPOINT_NAME
+    inputs = {
+        "gguf_sha256": GGUF_SHA256,
+        "options": asdict(OPTIONS),
+        "code": code_digest([ROOT / "demo", ROOT / "kandiga_pack" / "sources" / "gguf"]),
+    }
+    if is_complete(folder, inputs):
+        return folder
+    with making(folder, inputs) as partial, GgufSource(fetch_gguf(work)) as dense:
+        partial.mkdir()
+        total = upcycled_bytes(dense, OPTIONS)
+        with tqdm(total=total, unit="B", unit_scale=True, desc="upcycling") as bar:
+            upcycle(dense, partial, OPTIONS, on_bytes=bar.update)
+    return folder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("--work", type=Path, default=ROOT / ".demo", help="default: %(default)s")
+    print(prepare(parser.parse_args().work))
+
+
+if __name__ == "__main__":
+    main()
