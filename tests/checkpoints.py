@@ -78,6 +78,7 @@ def make_checkpoint(
     bits: int | None = 4,
     group_size: int = 32,
     mode: str = "affine",
+    global_scale: bool = False,
     overrides: Mapping[str, Any] | None = None,
     quant_predicate: QuantPredicate | None = None,
     extra_tensors: Mapping[str, np.ndarray] | None = None,
@@ -90,6 +91,7 @@ def make_checkpoint(
             What a family keeps in float32 (its cast_predicate) stays so, as in published files.
         bits: None leaves everything unquantized.
         mode: quantization mode of mlx: "affine", "mxfp4", "mxfp8" or "nvfp4".
+        global_scale: give experts nvfp4's one scale a tensor, besides those of the groups.
         overrides: replaces keys of config.json.
         quant_predicate: (path, module) -> bool or {"bits", "group_size"}; default: the family's.
         extra_tensors: tensors that no module owns (vision tower, MTP head), added to the
@@ -109,6 +111,7 @@ def make_checkpoint(
                 group_size,
                 bits,
                 mode=mode,
+                global_scale=global_scale,
                 quant_predicate=_fitting_predicate(model, quant_predicate, group_size),
             )
     folder.mkdir(parents=True, exist_ok=True)

@@ -42,7 +42,7 @@ def build_model(
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise RunError(
             f"mlx-lm cannot build the model of {folder / 'config.json'}: "
-            f"{type(error).__name__}: {error}"
+            f"{type(error).__name__}: {_one_line(error)}"
         ) from error
     return model
 
@@ -89,6 +89,12 @@ def replace_module(model: Any, path: str, module: Any) -> None:
         owner[int(last)] = module
     else:
         setattr(owner, last, module)
+
+
+def _one_line(error: Exception) -> str:
+    # mlx lists missing and unexpected parameters one to a line, which may be thousands.
+    lines = [line.strip() for line in str(error).splitlines()]
+    return " ".join(lines[:4]) + (f" ... ({len(lines) - 4} more lines)" if lines[4:] else "")
 
 
 def _parameters(linear: Any) -> list[tuple[str, Any]]:

@@ -105,7 +105,7 @@ class MlxEngine:
         self._check(tokens, state)
         chunks = np.split(tokens, range(PREFILL_CHUNK, tokens.size, PREFILL_CHUNK))
         wanted = chunks if logits == "all" else chunks[-1:]
-        with _compiling_safely(self.stats.num_experts_per_token):
+        with _compiling_safely(self.stats.num_experts_per_token), self._naming_mlx():
             for chunk in chunks[: -len(wanted)]:
                 self._forward(chunk, state, logits=None)
             rows = [self._forward(chunk, state, logits=logits) for chunk in wanted]
@@ -140,6 +140,17 @@ class MlxEngine:
         if state.nbytes != held_bytes:
             self._share_memory()
         return None if logits is None else np.array(output)
+
+    @contextmanager
+    def _naming_mlx(self) -> Iterator[None]:
+        """Turn what mlx cannot do on this machine, such as Metal kernels, into one line."""
+        try:
+            yield
+        except (RuntimeError, ValueError) as error:
+            raise RunError(
+                f"mlx cannot compute this model ({self._model.architecture}) on "
+                f"{mx.default_device()}: {error}"
+            ) from error
 
     def _check(self, tokens: NDArray[np.int32], state: MlxState) -> None:
         if tokens.ndim != 1 or tokens.size == 0:

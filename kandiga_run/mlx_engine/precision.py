@@ -21,7 +21,7 @@ def raise_to_float32(model: Any) -> None:
     Those stay as they are, at half the memory: mlx raises them as it multiplies.
     """
     for path, module in list(model.named_modules()):
-        if type(module) is nn.Embedding:
+        if type(module) is nn.Embedding and module.weight.dtype != mx.float32:
             replace_module(model, path, Float32Embedding(module))
         else:
             kept = ("weight",) if type(module) is nn.Linear else ()
