@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from formats import KexpSet
 from kandiga_run.engine import Check
 
@@ -32,7 +30,7 @@ class Blocks:
         self._check = check
         self._layers = {layer: _layer_blocks(container, layer) for layer in container.layers}
         self._unchecked = {
-            layer: np.ones(len(blocks.offsets_bytes), np.bool_)
+            layer: bytearray(b"\1" * len(blocks.offsets_bytes))
             for layer, blocks in self._layers.items()
         }
 
@@ -48,7 +46,7 @@ class Blocks:
     def check(self, layer: int, expert: int, payload: memoryview) -> None:
         """Compare the payload with its checksum; KexpError names layer and expert."""
         self._container.check_block(self._container.extent(layer, expert), payload)
-        self._unchecked[layer][expert] = False
+        self._unchecked[layer][expert] = 0
 
 
 def _layer_blocks(container: KexpSet, layer: int) -> LayerBlocks:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import sys
+
+if sys.platform == "darwin":
+    import fcntl
 
 # fcntl.F_NOCACHE is not exposed by every Python build; macOS fixes it at 48.
 _F_NOCACHE = 48
@@ -17,9 +21,9 @@ class DirectFile:
     memory from them.
     """
 
-    def __init__(self, path: os.PathLike[str]) -> None:
+    def __init__(self, path: os.PathLike[str], *, direct: bool = True) -> None:
         self._path = path
-        self.direct = hasattr(os, "O_DIRECT")
+        self.direct = direct and hasattr(os, "O_DIRECT")
         try:
             flags = os.O_DIRECT if self.direct else 0
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
@@ -27,8 +31,6 @@ class DirectFile:
             self.direct = False
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         if sys.platform == "darwin":
-            import fcntl
-
             fcntl.fcntl(self._fd, _F_NOCACHE, 1)
         if self.direct:
             self._probe()
@@ -56,8 +58,6 @@ class DirectFile:
         os.close(self._fd)
 
     def _probe(self) -> None:
-        import mmap
-
         with mmap.mmap(-1, 4096) as page:  # page-aligned, as O_DIRECT asks
             try:
                 os.preadv(self._fd, [page], 0)

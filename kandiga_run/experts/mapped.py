@@ -21,7 +21,7 @@ from kandiga_run.experts.pages import (
     open_for_random_reads,
     read_into_page_cache,
 )
-from kandiga_run.experts.reader import Job, Pending, ReaderPool
+from kandiga_run.experts.reader import Pending, ReaderPool
 from kandiga_run.experts.store import Arrival, Arrivals
 from kandiga_run.stats import RunStats
 
@@ -47,7 +47,7 @@ class MappedStore:
         self.stats.residency = self.residency
         self._blocks = Blocks(container, check)
         self._maps = [memoryview(shard.mmap) for shard in container.shards]
-        self._bases = [address_of(view) for view in self._maps]
+        self._addresses = {layer: self._layer_addresses(layer) for layer in container.layers}
         self._fds = [open_for_random_reads(shard.path) for shard in container.shards]
         # Where mincore does not tell, an expert counts as absent until this process read it once.
         self._mincore_tells = all(mincore_tells_the_truth(shard.path) for shard in container.shards)
@@ -57,16 +57,26 @@ class MappedStore:
     @contextmanager
     def fetch(self, layer: int, experts: NDArray[np.int32]) -> Iterator[Arrivals]:
         """Bring the experts in; each arrives once, those already in memory first."""
+        addresses = self._addresses[layer]
+        length = self._blocks[layer].payload_bytes
         pending = Pending(self._readers, self.stats)
         ready = []
-        for expert in experts.tolist():
-            job = self._job(layer, expert)
-            if job is None:
-                ready.append(expert)
-            else:
-                pending.start(expert, job)
+        num_read = 0
+        wanted = experts.tolist()
+        for expert in wanted:
+            absent = self._absent_bytes(layer, expert, addresses[expert], length)
+            check = self._blocks.needs_check(layer, expert)
+            if not absent and not check:
+                ready.append((expert, addresses[expert]))
+                continue
+            num_read += absent > 0
+            self.stats.bytes_read += absent
+            pending.start(expert, partial(self._bring_in, layer, expert, absent > 0, check))
+        self.stats.experts_requested += len(wanted)
+        self.stats.experts_read += num_read
+        self.stats.experts_reused += len(wanted) - num_read
         try:
-            yield Arrivals(self._batches(layer, ready, pending))
+            yield Arrivals(_batches(addresses, ready, pending))
         finally:
             pending.drain()
 
@@ -82,29 +92,10 @@ class MappedStore:
             view.release()
         self._fds, self._maps = [], []
 
-    def _batches(self, layer: int, ready: list[int], pending: Pending) -> Iterator[list[Arrival]]:
+    def _layer_addresses(self, layer: int) -> list[int]:
         blocks = self._blocks[layer]
-        base = self._bases[blocks.shard]
-        if ready:
-            yield [(expert, base + blocks.offsets_bytes[expert]) for expert in ready]
-        while pending:
-            yield [(expert, base + blocks.offsets_bytes[expert]) for expert in pending.wait()]
-
-    def _job(self, layer: int, expert: int) -> Job | None:
-        """Return what must be done before the expert is handed out, if anything."""
-        blocks = self._blocks[layer]
-        address = self._bases[blocks.shard] + blocks.offsets_bytes[expert]
-        absent = self._absent_bytes(layer, expert, address, blocks.payload_bytes)
-        self.stats.experts_requested += 1
-        self.stats.bytes_read += absent
-        if absent:
-            self.stats.experts_read += 1
-        else:
-            self.stats.experts_reused += 1
-        check = self._blocks.needs_check(layer, expert)
-        if not absent and not check:
-            return None
-        return partial(self._bring_in, layer, expert, address, bool(absent), check)
+        base = address_of(self._maps[blocks.shard])
+        return [base + offset for offset in blocks.offsets_bytes]
 
     def _absent_bytes(self, layer: int, expert: int, address: int, length: int) -> int:
         if self._mincore_tells:
@@ -114,12 +105,21 @@ class MappedStore:
         self._read_before.add((layer, expert))
         return length
 
-    def _bring_in(self, layer: int, expert: int, address: int, absent: bool, check: bool) -> None:
+    def _bring_in(self, layer: int, expert: int, absent: bool, check: bool) -> None:
         """Worker: make the pages resident and mapped, then compare the checksum."""
         blocks = self._blocks[layer]
         offset, length = blocks.offsets_bytes[expert], blocks.payload_bytes
         if absent:
             read_into_page_cache(self._fds[blocks.shard], offset, length)
-        map_pages(address, length)
+        map_pages(self._addresses[layer][expert], length)
         if check:
             self._blocks.check(layer, expert, self._maps[blocks.shard][offset : offset + length])
+
+
+def _batches(
+    addresses: list[int], ready: list[Arrival], pending: Pending
+) -> Iterator[list[Arrival]]:
+    if ready:
+        yield ready
+    while pending:
+        yield [(expert, addresses[expert]) for expert in pending.wait()]

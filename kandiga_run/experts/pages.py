@@ -22,6 +22,9 @@ _PAGE = mmap.PAGESIZE
 _READ_BYTES = 4 << 20
 _MADV_POPULATE_READ = 22  # Linux 5.14; older kernels answer EINVAL, which changes nothing here
 
+# Only the lowest bit of an answer says "resident"; macOS sets others.
+_LOWEST_BIT = bytes(value & 1 for value in range(256))
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
@@ -35,14 +38,21 @@ def address_of(buffer: memoryview) -> int:
 
 def absent_bytes(address: int, length: int) -> int:
     """Return how much of a mapped range is not in memory; all of it when the system won't say."""
-    start = address - address % _PAGE
-    span = address + length - start
-    num_pages = -(-span // _PAGE)
-    pages = np.empty(num_pages, np.uint8)
-    if _libc.mincore(start, span, pages.ctypes.data) != 0:
+    into_page = address % _PAGE
+    num_pages = -(-(into_page + length) // _PAGE)
+    answers = _mincore_answers(num_pages)
+    if _libc.mincore(address - into_page, into_page + length, answers) != 0:
         return length
-    absent = num_pages - int(np.count_nonzero(pages & 1))
-    return min(length, absent * _PAGE)
+    resident = answers.raw[:num_pages].translate(_LOWEST_BIT).count(1)
+    return min(length, (num_pages - resident) * _PAGE)
+
+
+def _mincore_answers(num_pages: int) -> ctypes.Array[ctypes.c_char]:
+    """Return this thread's buffer of at least `num_pages` answers."""
+    if len(getattr(_thread, "answers", ())) < num_pages:
+        _thread.answers = ctypes.create_string_buffer(num_pages)
+    answers: ctypes.Array[ctypes.c_char] = _thread.answers
+    return answers
 
 
 def mincore_tells_the_truth(path: os.PathLike[str]) -> bool:

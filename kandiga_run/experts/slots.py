@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections import OrderedDict
+from contextlib import suppress
 
 from kandiga_run.experts.pages import address_of
 
@@ -91,9 +92,11 @@ class SlotPool:
         self._free = [slot for slot in reversed(range(num_slots)) if slot not in used]
 
     def close(self) -> None:
-        """Give all memory back."""
+        """Give all memory back. An exception somebody keeps may still hold a view of a slot."""
+        self._release(0, self.num_slots)
         self._view.release()
-        self._memory.close()
+        with suppress(BufferError):
+            self._memory.close()
 
     def _evict(self) -> int | None:
         for key in self._slot_of:

@@ -78,22 +78,34 @@ class Choice:
     """Which (token, k) pairs want which expert.
 
     experts (n,) int32; the pairs (T * K,), a pair being token * K + k, grouped by expert: those of
-    experts[i] are pairs[starts[i]:starts[i + 1]].
+    experts[i] are pairs[starts[i]:starts[i + 1]]. Without starts each expert has one pair.
     """
 
     experts: NDArray[np.int32]
     pairs: NDArray[np.int64]
-    starts: list[int]
+    starts: NDArray[np.int64] | None
 
     @staticmethod
     def group(indices: NDArray[np.int32]) -> Choice:
         """Group the experts chosen by a chunk, indices (T, K)."""
         flat = indices.reshape(-1)
         if indices.shape[0] == 1:  # decode: a token's experts differ, nothing to group
-            return Choice(flat.copy(), np.arange(flat.size), list(range(flat.size + 1)))
+            return Choice(flat.copy(), np.arange(flat.size), None)
         pairs = np.argsort(flat, kind="stable")
-        experts, first = np.unique(flat[pairs], return_index=True)
-        return Choice(experts, pairs, [*first.tolist(), flat.size])
+        experts, starts = np.unique(flat[pairs], return_index=True)
+        return Choice(experts, pairs, np.append(starts, flat.size))
+
+    def pairs_of(self, groups: list[int]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """Return the pairs of experts[i] for i in groups, one after another, and where each begins.
+
+        Shapes: (R,) and (len(groups) + 1,).
+        """
+        if self.starts is None:
+            return self.pairs[groups], np.arange(len(groups) + 1, dtype=np.int32)
+        pieces = [self.pairs[self.starts[i] : self.starts[i + 1]] for i in groups]
+        offsets = np.zeros(len(groups) + 1, np.int32)
+        offsets[1:] = np.cumsum([piece.size for piece in pieces])
+        return np.concatenate(pieces), offsets
 
 
 class MoE:
@@ -164,13 +176,8 @@ class MoE:
 
         order[pair] becomes the row of outputs that holds the pair's result.
         """
-        starts = choice.starts
-        groups = [
-            choice.pairs[starts[i] : starts[i + 1]] for i in (place[expert] for expert, _ in batch)
-        ]
-        pairs = np.concatenate(groups)
-        row_offsets = np.zeros(len(batch) + 1, np.int32)
-        np.cumsum([len(group) for group in groups], out=row_offsets[1:])
+        groups = [place[expert] for expert, _ in batch]
+        pairs, row_offsets = choice.pairs_of(groups)
         addresses = np.array([address for _, address in batch], np.uint64)
         rows = (pairs // self._shape.top_k).astype(np.int32)
         end = done + pairs.size

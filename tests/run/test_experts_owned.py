@@ -1,0 +1,176 @@
+"""Slots: how many, who loses one, what a budget buys, and reading past the page cache."""
+
+import ctypes
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fetching import arrived
+from packed import PackedModels
+
+from kandiga_run.container import Model
+from kandiga_run.errors import RunError
+from kandiga_run.experts.direct import DirectFile
+from kandiga_run.experts.owned import OwnedStore, divide_budget, smallest_budget
+from kandiga_run.experts.pages import absent_bytes, address_of
+from kandiga_run.experts.slots import SlotPool
+from kandiga_run.memory import memory_use
+
+
+@pytest.fixture
+def model(packed: PackedModels) -> Model:
+    with Model.open(packed("mixtral").container) as model:
+        yield model
+
+
+def test_more_experts_than_slots_arrive_in_waves(model: Model) -> None:
+    store = OwnedStore(model.container, smallest_budget(model.container))
+    everything = list(range(8))
+    for layer in (0, 1, 0):
+        assert sorted(arrived(store, model.container, layer, everything)) == everything
+    assert store.stats.experts_read > 20  # two slots hold next to nothing between fetches
+    store.close()
+
+
+def test_a_pair_stays_valid_until_the_next_batch(model: Model) -> None:
+    """All of a batch is there at once, also when slots are few."""
+    store = OwnedStore(model.container, 3 * model.container.layout(0).block_bytes)
+    length = model.container.layout(0).payload_bytes
+    with store.fetch(0, np.arange(8, dtype=np.int32)) as arrivals:
+        for batch in arrivals.batches():
+            assert 1 <= len(batch) <= 3
+            for expert, address in batch:
+                assert ctypes.string_at(address, length) == model.container.block(0, expert)
+    store.close()
+
+
+def test_the_least_recently_used_expert_loses_its_slot(model: Model) -> None:
+    store = OwnedStore(model.container, 3 * model.container.layout(0).block_bytes)
+    for expert in (0, 1, 2, 0, 3):  # 3 takes the slot of 1
+        arrived(store, model.container, 0, [expert])
+    before = store.stats.snapshot()
+    arrived(store, model.container, 0, [0])
+    arrived(store, model.container, 0, [2])
+    assert store.stats.minus(before).experts_reused == 2
+    arrived(store, model.container, 0, [1])
+    assert store.stats.minus(before).experts_read == 1
+    store.close()
+
+
+def test_a_budget_that_cannot_work_names_one_that_can(model: Model) -> None:
+    smallest = smallest_budget(model.container)
+    with pytest.raises(RunError, match=str(smallest)):
+        OwnedStore(model.container, smallest - 1)
+    store = OwnedStore(model.container, smallest)
+    assert store.nbytes == smallest
+    store.close()
+
+
+@pytest.mark.parametrize("budget_bytes", [4 * 100 + 2 * 50, 1000, 1999, 10**6])
+def test_a_divided_budget_is_kept(budget_bytes: int) -> None:
+    classes = {100: 7, 50: 16, 200: 1}
+    slots = divide_budget(classes, budget_bytes)
+    assert sum(size * count for size, count in slots.items()) <= budget_bytes
+    assert all(min(2, classes[size]) <= slots[size] <= classes[size] for size in classes)
+    if budget_bytes >= 100 * 7 + 50 * 16 + 200:
+        assert slots == classes
+
+
+def test_layers_of_different_block_sizes(packed: PackedModels) -> None:
+    """Each block size has its own slots, and the budget covers them together."""
+
+    def larger_in_layer_1(path: str, _module: Any) -> dict[str, int]:
+        return {"bits": 8 if "layers.1" in path else 4, "group_size": 32}
+
+    folder = packed(
+        "mixtral",
+        quant_predicate=larger_in_layer_1,
+        overrides={"hidden_size": 128, "intermediate_size": 128},
+    ).container
+    with Model.open(folder) as model:
+        sizes = [model.container.layout(layer).block_bytes for layer in (0, 1)]
+        assert sizes[0] < sizes[1]
+        store = OwnedStore(model.container, 3 * sum(sizes))
+        assert store.nbytes <= 3 * sum(sizes)
+        for layer in (0, 1):
+            assert sorted(arrived(store, model.container, layer, list(range(8)))) == list(range(8))
+        store.close()
+
+
+def test_resizing_keeps_the_store_right(model: Model) -> None:
+    block = model.container.layout(0).block_bytes
+    store = OwnedStore(model.container, 16 * block)
+    everything = list(range(8))
+    for num_slots in (16, 3, 16, 2, 9):
+        store.resize(num_slots * block)
+        assert store.nbytes == num_slots * block
+        for layer in (0, 1):
+            assert sorted(arrived(store, model.container, layer, everything)) == everything
+    with pytest.raises(RunError, match="too few"):
+        store.resize(block)
+    store.close()
+
+
+def test_slots_taken_away_are_given_back_to_the_system() -> None:
+    num_slots, slot_bytes = 32, 1 << 20
+    pool = SlotPool(slot_bytes, num_slots, num_slots)
+    before = memory_use().anonymous_bytes
+    if before is None:
+        pytest.skip("this system does not tell anonymous memory apart")
+    for expert in range(num_slots):
+        assert pool.take((0, expert))
+        pool.buffer((0, expert), slot_bytes)[:] = bytes([expert]) * slot_bytes
+    filled = memory_use().anonymous_bytes
+    for expert in range(num_slots):
+        pool.unpin((0, expert))
+    pool.resize(2)
+    shrunk = memory_use().anonymous_bytes
+    assert filled - before >= num_slots * slot_bytes
+    assert shrunk - before <= 6 * slot_bytes  # two slots, rounded to huge pages at both ends
+    assert pool.find((0, 1))
+    assert pool.buffer((0, 1), slot_bytes) == bytes([1]) * slot_bytes
+    pool.close()
+
+
+def test_direct_reads_leave_the_page_cache_alone(model: Model) -> None:
+    shard = model.container.shards[model.container.extent(0, 0).shard]
+    extent = model.container.extent(0, 0)
+    length = 8 * extent.block_bytes
+    address = address_of(memoryview(shard.mmap)) + extent.offset_bytes
+    os.fsync(os.open(shard.path, os.O_RDONLY))
+    os.posix_fadvise(shard.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    absent = absent_bytes(address, length)
+    file = DirectFile(shard.path)
+    if not file.direct or absent == 0:
+        pytest.skip("this filesystem has no O_DIRECT, or keeps its pages")
+    file.close()
+    store = OwnedStore(model.container, 1 << 20, check="off")
+    with store.fetch(0, np.arange(8, dtype=np.int32)) as arrivals:
+        assert len(list(arrivals)) == 8
+    assert absent_bytes(address, length) == absent
+    store.close()
+
+
+def test_a_filesystem_without_direct_reads(tmp_path: Path) -> None:
+    """Buffered reads give the same bytes; whether O_DIRECT is refused depends on the system."""
+    data = os.urandom(3 * 16384)
+    for folder in (Path("/dev/shm"), tmp_path):
+        if not folder.is_dir():
+            continue
+        path = folder / f"kandiga-direct-{os.getpid()}"
+        path.write_bytes(data)
+        try:
+            for direct in (True, False):
+                file = DirectFile(path, direct=direct)
+                pool = SlotPool(16384 * 2, 1, 1)
+                pool.take((0, 0))
+                file.read_into(pool.buffer((0, 0), 32768), 16384)
+                assert pool.buffer((0, 0), 32768) == data[16384:]
+                with pytest.raises(OSError, match="truncated while in use"):
+                    file.read_into(pool.buffer((0, 0), 32768), 32768)
+                file.close()
+                pool.close()
+        finally:
+            path.unlink()
