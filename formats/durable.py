@@ -6,21 +6,10 @@ import contextlib
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-from formats.errors import KexpError
-
 _CHUNK_BYTES = 4 << 20
-
-
-@contextlib.contextmanager
-def os_errors(path: Path, what: str) -> Iterator[None]:
-    """Turn an OSError into KexpError E_IO: "model.kexp: cannot be written: No space left ..."."""
-    try:
-        yield
-    except OSError as error:
-        raise KexpError("E_IO", f"cannot be {what}: {error.strerror}", file=path) from error
 
 
 def write_at(fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 # Codes that mean "could not be read at all" rather than "read, and wrong". Commands give these an
 # exit status of their own.
@@ -61,3 +61,23 @@ def in_file(file: str | PurePath | None) -> Iterator[None]:
         if error.file is None and file is not None:
             error.file = PurePath(file).name
         raise
+
+
+@contextlib.contextmanager
+def os_errors(path: Path, what: str) -> Iterator[None]:
+    """Turn an OSError into KexpError E_FILE_MISSING or E_IO.
+
+    what: past participle for the message, "model.kexp: cannot be written: No space left on device".
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise KexpError("E_FILE_MISSING", f"no such file in {path.parent}", file=path) from error
+    except OSError as error:
+        raise KexpError("E_IO", f"cannot be {what}: {error.strerror}", file=path) from error
+
+
+def short(digest: bytes | str) -> str:
+    """Return as much of a digest, raw or in hexadecimal, as tells two apart in a message."""
+    text = digest if isinstance(digest, str) else digest.hex()
+    return f"{text[:16]}..."

@@ -34,6 +34,9 @@ ENTRY_DTYPE = np.dtype(
 )
 ENTRY = struct.Struct("<HHHHQQII32s")
 
+# Of one shard: the limits of layers and of experts a layer together.
+MAX_INDEX_BYTES = EXPERT_ENTRY_BYTES * MAX_LAYERS * MAX_EXPERTS_PER_LAYER
+
 Entries = npt.NDArray[np.void]
 
 

@@ -84,7 +84,7 @@ def parse_manifest(data: bytes, *, file: PurePath) -> Manifest:
     if not isinstance(document, dict) or document.keys() != keys:
         raise wrong(f"wanted an object with the keys {', '.join(sorted(keys))}")
     if document["format"] != "kexp" or type(document["version"]) is not int:
-        raise wrong(f"format {document['format']!r}, wanted 'kexp'")
+        raise wrong("format is not 'kexp' or version is not an integer")
     if document["version"] != 1:
         raise wrong(f"version {document['version']}, this reader knows 1")
     set_root = document["set_root"]

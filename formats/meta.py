@@ -11,7 +11,7 @@ from typing import Any
 
 from formats import canonical_json
 from formats.constants import MAX_EXPERTS_PER_LAYER, MAX_LAYERS
-from formats.errors import KexpError, in_file
+from formats.errors import KexpError, in_file, short
 from formats.plan import LayerPlan
 
 _KEY = re.compile(r"[a-z0-9_.-]+\Z")
@@ -106,7 +106,9 @@ def _check_layers(document: dict[str, Any]) -> None:
             raise KexpError("E_META", f"metadata: a layer wanted with {', '.join(wanted)}")
         layer, num_experts = entry["layer"], entry["num_experts"]
         if not previous < layer < MAX_LAYERS:
-            raise KexpError("E_META", f"metadata: layer {layer} follows layer {previous}")
+            raise KexpError(
+                "E_META", f"metadata: layers ascend below {MAX_LAYERS}; {layer} follows {previous}"
+            )
         if not 1 <= num_experts <= MAX_EXPERTS_PER_LAYER:
             raise KexpError("E_META", f"metadata: {num_experts} experts", layer=layer)
         if not 1 <= document["top_k"] <= num_experts:
@@ -143,7 +145,7 @@ def check_dense_header(document: Mapping[str, Any], header: bytes, *, file: Pure
     if actual != pin:
         raise KexpError(
             "E_DENSE_SHA256",
-            f"dense header of {actual.size_bytes} bytes with sha256 {actual.sha256[:16]}..., "
-            f"metadata says {pin.size_bytes} bytes with {pin.sha256[:16]}...",
+            f"dense header of {actual.size_bytes} bytes with sha256 {short(actual.sha256)}, "
+            f"metadata says {pin.size_bytes} bytes with {short(pin.sha256)}",
             file=file,
         )

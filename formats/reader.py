@@ -14,15 +14,16 @@ import numpy as np
 import numpy.typing as npt
 
 from formats import digests, dtypes
+from formats.buffers import Buffer, as_bytes
 from formats.constants import EXPERT_ENTRY_BYTES
 from formats.dense import DenseTensor
-from formats.errors import KexpError
+from formats.errors import KexpError, os_errors, short
 from formats.expert_index import ENTRY, Entries, ExpertExtent, LayerRows
 from formats.layout import Layout
 from formats.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from formats.meta import layer_plans
 from formats.plan import LayerPlan
-from formats.sections import EXPT, LAYT
+from formats.sections import LAYT
 from formats.shard import Shard
 
 _MAX_CONFIG_BYTES = 64 << 20
@@ -115,7 +116,7 @@ class KexpSet:
                 expert=expert,
             )
         file = self.shards[shard]
-        at = self._index_offsets[shard] + (rows.first_row + expert) * EXPERT_ENTRY_BYTES
+        at = file.index_offset_bytes + (rows.first_row + expert) * EXPERT_ENTRY_BYTES
         _, _, layout, _, offset, block_bytes, crc, _, sha256 = ENTRY.unpack_from(file.mmap, at)
         payload_bytes = file.layouts[layout].payload_bytes
         return ExpertExtent(layer, expert, shard, offset, block_bytes, payload_bytes, crc, sha256)
@@ -133,13 +134,13 @@ class KexpSet:
             self.check_block(extent, data)
         return data
 
-    def check_block(self, extent: ExpertExtent, data: Any) -> None:
+    def check_block(self, extent: ExpertExtent, data: Buffer) -> None:
         """Raise KexpError E_BLOCK_CRC unless `data` is the payload that was written.
 
         Args:
             data: buffer of at least payload_bytes; what follows them is ignored.
         """
-        actual = zlib.crc32(memoryview(data).cast("B")[: extent.payload_bytes])
+        actual = zlib.crc32(as_bytes(data)[: extent.payload_bytes])
         if actual != extent.crc32:
             raise KexpError(
                 "E_BLOCK_CRC",
@@ -155,15 +156,6 @@ class KexpSet:
         if found is None:
             raise KexpError("E_NO_EXPERT", "has no routed experts", layer=layer)
         return found
-
-    @property
-    def _index_offsets(self) -> tuple[int, ...]:
-        cached: tuple[int, ...] | None = getattr(self, "_cached_index_offsets", None)
-        if cached is None:
-            sections = [shard.section(EXPT) for shard in self.shards]
-            cached = tuple(0 if each is None else each.offset_bytes for each in sections)
-            self._cached_index_offsets = cached
-        return cached
 
     # Dense weights and the files beside the shards
 
@@ -203,7 +195,7 @@ class KexpSet:
         if pinned is not None and actual != pinned.sha256:
             raise KexpError(
                 "E_FILE_SHA256",
-                f"sha256 {actual[:16]}... != {pinned.sha256[:16]}... in {MANIFEST_NAME}: the file "
+                f"sha256 {short(actual)} != {short(pinned.sha256)} in {MANIFEST_NAME}: the file "
                 "was changed after packing",
                 file=path,
             )
@@ -233,13 +225,8 @@ def _folder_of(path: Path) -> Path:
 
 def read_small(path: Path, limit_bytes: int) -> bytes:
     """Return the content of a file, refusing one above `limit_bytes`; KexpError E_IO and others."""
-    try:
-        with path.open("rb") as stream:
-            data = stream.read(limit_bytes + 1)
-    except FileNotFoundError:
-        raise KexpError("E_FILE_MISSING", f"no such file in {path.parent}", file=path) from None
-    except OSError as error:
-        raise KexpError("E_IO", f"cannot be read: {error.strerror}", file=path) from None
+    with os_errors(path, "read"), path.open("rb") as stream:
+        data = stream.read(limit_bytes + 1)
     if len(data) > limit_bytes:
         raise KexpError("E_LIMIT", f"above {limit_bytes} bytes", file=path)
     return data
@@ -271,30 +258,22 @@ def _check_size(shard: Shard, size_bytes: int) -> None:
 
 
 def _check_roots(shards: tuple[Shard, ...], manifest: Manifest) -> None:
-    for number, shard in enumerate(shards):
+    for shard in shards:
         if shard.superblock.set_root.hex() != manifest.set_root:
             raise KexpError(
                 "E_SET_ROOT",
-                f"set root {shard.superblock.set_root.hex()[:16]}... != "
-                f"{manifest.set_root[:16]}... in {MANIFEST_NAME}: a shard of another set",
+                f"set root {short(shard.superblock.set_root)} != "
+                f"{short(manifest.set_root)} in {MANIFEST_NAME}: a shard of another set",
                 file=shard.path,
                 offset_bytes=72,
             )
-        block = shard.superblock
-        if (block.shard_no, block.shard_count) != (number, len(shards)):
-            raise KexpError(
-                "E_SHARD_NAME",
-                f"holds shard {block.shard_no + 1} of {block.shard_count}",
-                file=shard.path,
-                offset_bytes=48,
-            )
-        if shard.section(LAYT) is None or shard.layouts != shards[0].layouts:
+        if shard.section(LAYT).sha256 != shards[0].section(LAYT).sha256:
             raise KexpError("E_LAYOUT", "layouts are not those of shard 1", file=shard.path)
     root = digests.set_root(shard.superblock.shard_root for shard in shards).hex()
     if root != manifest.set_root:
         raise KexpError(
             "E_SET_ROOT",
-            f"the shards' root is {root[:16]}..., they say {manifest.set_root[:16]}...: a shard is "
+            f"the shards' root is {short(root)}, they say {short(manifest.set_root)}: a shard is "
             "of another set",
             file=shards[0].path,
             offset_bytes=72,

@@ -10,18 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from formats import dense, digests
-from formats.constants import (
-    EXPERT_ENTRY_BYTES,
-    HEADER_BYTES,
-    MAX_EXPERTS_PER_LAYER,
-    MAX_JSON_BYTES,
-    MAX_LAYERS,
-)
-from formats.errors import KexpError
-from formats.expert_index import Entries, LayerRows, check_entries, entry_rows
+from formats.constants import EXPERT_ENTRY_BYTES, HEADER_BYTES, MAX_JSON_BYTES
+from formats.dense import DenseTensor
+from formats.errors import KexpError, os_errors, short
+from formats.expert_index import MAX_INDEX_BYTES, Entries, LayerRows, check_entries, entry_rows
 from formats.layout import MAX_SECTION_BYTES, Layout, parse_layouts
 from formats.manifest import shard_file_name
-from formats.meta import check_dense_header, layer_plans, parse_meta
+from formats.meta import check_dense_header, parse_meta
 from formats.sections import (
     BLKS,
     DENS,
@@ -49,7 +44,8 @@ class Shard:
             process with SIGBUS; containers are written once and replaced by rename.
         superblock, sections (in file order), layouts.
         layers: layer -> rows of that layer in `entries`.
-        entries: (num_experts_in_shard,) structured view of the expert index.
+        entries: (num_experts_in_shard,) structured view of the expert index, which begins at
+            index_offset_bytes in the file.
         meta: the metadata document, None except in the first shard.
         tensors: dense tensors by name; empty except in the first shard.
     """
@@ -57,7 +53,22 @@ class Shard:
     def __init__(self, path: Path) -> None:
         """Open and check `path`; KexpError with any code of a single file."""
         self.path = path
-        self.fd, self.size_bytes = _open_regular(path)
+        with os_errors(path, "opened"):
+            self.fd = _open_regular(path)
+            try:
+                self.size_bytes = os.fstat(self.fd).st_size
+                self.superblock: Superblock = parse_superblock(
+                    os.pread(self.fd, HEADER_BYTES, 0), file=path, actual_bytes=self.size_bytes
+                )
+                self.mmap = mmap.mmap(self.fd, 0, access=mmap.ACCESS_READ)
+            except BaseException:
+                os.close(self.fd)
+                raise
+        self.index_offset_bytes = 0
+        self.entries: Entries = entry_rows(b"")
+        self.layers: dict[int, LayerRows] = {}
+        self.meta: dict[str, Any] | None = None
+        self.tensors: dict[str, DenseTensor] = {}
         try:
             self._check()
         except BaseException:
@@ -65,86 +76,86 @@ class Shard:
             raise
 
     def _check(self) -> None:
-        start = os.pread(self.fd, HEADER_BYTES, 0)
-        self.superblock: Superblock = parse_superblock(
-            start, file=self.path, actual_bytes=self.size_bytes
-        )
         self._check_name()
-        self.mmap = mmap.mmap(self.fd, 0, access=mmap.ACCESS_READ)
-        self.sections = self._read_table()
-        block = self.superblock
-        check_tags(self.sections, block.shard_no, block.shard_count, self.path)
-        root = digests.shard_root(block, self.sections)
-        if root != block.shard_root:
+        self.sections: tuple[Section, ...] = self._read_table()
+        self._by_tag = {section.tag: section for section in self.sections}
+        self._check_gaps()
+        root = digests.shard_root(self.superblock, self.sections)
+        if root != self.superblock.shard_root:
             raise KexpError(
                 "E_SHARD_ROOT",
-                f"shard root {root.hex()[:16]}... != {block.shard_root.hex()[:16]}...",
+                f"shard root {short(root)} != {short(self.superblock.shard_root)}",
                 file=self.path,
                 offset_bytes=104,
             )
         self.layouts: tuple[Layout, ...] = parse_layouts(
             self._decode(LAYT, MAX_SECTION_BYTES), file=self.path
         )
-        self.entries: Entries = entry_rows(b"")
-        self.layers: dict[int, LayerRows] = {}
-        if self.section(EXPT) is not None:
+        if self.has_section(EXPT):
             self._check_index()
-        self.meta: dict[str, Any] | None = None
-        self.tensors: dict[str, dense.DenseTensor] = {}
-        if self.section(META) is not None:
+        if self.has_section(META):
             self._check_meta()
 
     def _check_name(self) -> None:
-        wanted = shard_file_name(self.superblock.shard_no, self.superblock.shard_count)
+        block = self.superblock
+        wanted = shard_file_name(block.shard_no, block.shard_count)
         if self.path.name != wanted:
             raise KexpError(
                 "E_SHARD_NAME",
-                f"holds shard {self.superblock.shard_no + 1} of {self.superblock.shard_count}, "
-                f"whose name is {wanted}",
+                f"holds shard {block.shard_no + 1} of {block.shard_count}, called {wanted}",
                 file=self.path,
                 offset_bytes=48,
             )
 
     def _read_table(self) -> tuple[Section, ...]:
-        end = first_section_floor(self.superblock.section_count)
+        block = self.superblock
+        end = first_section_floor(block.section_count)
         if end > self.size_bytes:
             raise KexpError("E_FILE_SIZE", "the file ends in the section table", file=self.path)
-        return parse_table(
+        sections = parse_table(
             self.mmap[HEADER_BYTES:end],
-            table_crc32=self.superblock.table_crc32,
+            table_crc32=block.table_crc32,
             file=self.path,
             file_bytes=self.size_bytes,
         )
+        check_tags(sections, block.shard_no, block.shard_count, self.path)
+        return sections
 
-    def section(self, tag: bytes) -> Section | None:
-        """Return the section with this tag, or None."""
+    def _check_gaps(self) -> None:
+        """Refuse anything but zeros between sections; a gap is shorter than an alignment."""
+        end = first_section_floor(len(self.sections))
         for section in self.sections:
-            if section.tag == tag:
-                return section
-        return None
+            if any(self.mmap[end : section.offset_bytes]):
+                raise KexpError(
+                    "E_PADDING",
+                    f"padding before section {section.name} is not zero",
+                    file=self.path,
+                    offset_bytes=end,
+                )
+            end = section.end_bytes
 
-    def _wanted(self, tag: bytes) -> Section:
-        section = self.section(tag)
-        if section is None:  # check_tags has run
-            raise KexpError("E_SECTION_SET", f"no section {tag.decode()}", file=self.path)
-        return section
+    def has_section(self, tag: bytes) -> bool:
+        return tag in self._by_tag
+
+    def section(self, tag: bytes) -> Section:
+        """Return the section with this tag; KeyError if the shard has none."""
+        return self._by_tag[tag]
 
     def _decode(self, tag: bytes, limit_bytes: int) -> bytes:
-        section = self._wanted(tag)
-        if section.stored_bytes > limit_bytes + 1024:  # room for a zstd frame that does not pay
+        section = self.section(tag)
+        if section.raw_bytes > limit_bytes:  # and the stored bytes are never more than the raw ones
             raise KexpError(
                 "E_LIMIT",
-                f"section {section.name} of {section.stored_bytes} bytes, at most {limit_bytes}",
+                f"section {section.name} of {section.raw_bytes} bytes, at most {limit_bytes}",
                 file=self.path,
                 offset_bytes=section.offset_bytes,
             )
         stored = self.mmap[section.offset_bytes : section.end_bytes]
-        return decode_section(section, stored, limit_bytes=limit_bytes, file=self.path)
+        return decode_section(section, stored, file=self.path)
 
     def _check_index(self) -> None:
-        index = self._wanted(EXPT)
-        limit = EXPERT_ENTRY_BYTES * MAX_LAYERS * MAX_EXPERTS_PER_LAYER
-        raw = self._decode(EXPT, limit)
+        index = self.section(EXPT)
+        raw = self._decode(EXPT, MAX_INDEX_BYTES)
         if len(raw) % EXPERT_ENTRY_BYTES:
             raise KexpError(
                 "E_INDEX",
@@ -152,28 +163,18 @@ class Shard:
                 file=self.path,
                 offset_bytes=index.offset_bytes,
             )
-        view = memoryview(self.mmap)[index.offset_bytes : index.end_bytes]
-        self.entries = entry_rows(view)
+        self.index_offset_bytes = index.offset_bytes
+        self.entries = entry_rows(memoryview(self.mmap)[index.offset_bytes : index.end_bytes])
         self.layers = check_entries(
-            self.entries, self.layouts, index=index, blocks=self._wanted(BLKS), file=self.path
+            self.entries, self.layouts, index=index, blocks=self.section(BLKS), file=self.path
         )
 
     def _check_meta(self) -> None:
         self.meta = parse_meta(self._decode(META, MAX_JSON_BYTES), file=self.path)
-        for layer in layer_plans(self.meta):
-            if layer.layout >= len(self.layouts):
-                raise KexpError(
-                    "E_META",
-                    f"metadata: layout {layer.layout} of {len(self.layouts)}",
-                    file=self.path,
-                    layer=layer.layer,
-                )
-        section = self._wanted(DENS)
+        section = self.section(DENS)
         at = section.offset_bytes
         length = dense.header_bytes(
-            self.mmap[at : at + min(8, section.stored_bytes)],
-            section_bytes=section.stored_bytes,
-            file=self.path,
+            self.mmap[at : at + 8], section_bytes=section.stored_bytes, file=self.path
         )
         header = self.mmap[at : at + length]
         check_dense_header(self.meta, header, file=self.path)
@@ -188,24 +189,15 @@ class Shard:
     def close(self) -> None:
         """Close the file. The map itself goes when the last view of it does."""
         self.entries = entry_rows(b"")
-        mapped = getattr(self, "mmap", None)
-        if mapped is not None:
-            with contextlib.suppress(BufferError):  # somebody still holds a view
-                mapped.close()
+        with contextlib.suppress(BufferError):  # somebody still holds a view
+            self.mmap.close()
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
 
 
-def _open_regular(path: Path) -> tuple[int, int]:
-    """Return (fd, size); anything but a regular file is refused before a read could block on it."""
-    try:
-        info = path.stat()
-        if not stat.S_ISREG(info.st_mode):
-            raise KexpError("E_IO", "is not a regular file", file=path)
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise KexpError("E_FILE_MISSING", f"no such file in {path.parent}", file=path) from None
-    except OSError as error:
-        raise KexpError("E_IO", f"cannot be opened: {error.strerror}", file=path) from None
-    return fd, os.fstat(fd).st_size
+def _open_regular(path: Path) -> int:
+    """Return a descriptor; what is not a regular file is refused, since opening a pipe blocks."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise KexpError("E_IO", "is not a regular file", file=path)
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)

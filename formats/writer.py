@@ -20,8 +20,8 @@ from formats import digests
 from formats.buffers import Buffer, as_bytes
 from formats.constants import EXPERT_ENTRY_BYTES, HEADER_BYTES
 from formats.dense import DenseImage, DenseSpec, plan_image
-from formats.durable import flush_folder, flush_to_disk, hash_file, os_errors, write_at, write_file
-from formats.errors import KexpError
+from formats.durable import flush_folder, flush_to_disk, hash_file, write_at, write_file
+from formats.errors import KexpError, os_errors
 from formats.expert_index import ENTRY_DTYPE
 from formats.layout import Layout, pack_layouts
 from formats.manifest import (
