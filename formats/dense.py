@@ -146,11 +146,11 @@ def parse_image_header(
     def wrong(message: str) -> KexpError:
         return KexpError("E_DENSE", f"dense section: {message}", file=file)
 
+    if header[_LENGTH.size : _LENGTH.size + 1] != b"{":
+        raise wrong("header does not begin with {")
     document = canonical_json.decode(
         header[_LENGTH.size :], what="dense header", file=file, canonical=False
     )
-    if not isinstance(document, dict):
-        raise wrong("header is not a JSON object")
     document.pop("__metadata__", None)
     with in_file(file):
         tensors = [_parse_entry(name, entry) for name, entry in document.items()]

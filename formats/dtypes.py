@@ -28,7 +28,7 @@ class Dtype:
 
 
 # numpy has no bfloat16 and no 8-bit floats: their bits travel in the unsigned type of their width.
-_TABLE = (
+TABLE = (
     Dtype("bool", 1, 8, "|b1"),
     Dtype("u8", 2, 8, "|u1"),
     Dtype("i8", 3, 8, "|i1"),
@@ -52,8 +52,8 @@ _TABLE = (
     Dtype("f6_e2m3", 21, 6, None),
     Dtype("f6_e3m2", 22, 6, None),
 )
-_BY_NAME = {dtype.name: dtype for dtype in _TABLE}
-_BY_CODE = {dtype.code: dtype for dtype in _TABLE}
+_BY_NAME = {dtype.name: dtype for dtype in TABLE}
+_BY_CODE = {dtype.code: dtype for dtype in TABLE}
 
 
 def lookup(name: str) -> Dtype:
@@ -68,7 +68,7 @@ def from_code(code: int) -> str:
     """Return the name of the dtype with this number in a layout section; KexpError E_DTYPE."""
     found = _BY_CODE.get(code)
     if found is None:
-        raise KexpError("E_DTYPE", f"dtype code {code} is unknown; known are 1..{len(_TABLE)}")
+        raise KexpError("E_DTYPE", f"dtype code {code} is unknown; known are 1..{len(TABLE)}")
     return found.name
 
 
@@ -98,7 +98,9 @@ def numpy_dtype(name: str) -> np.dtype[np.generic]:
 
 def from_safetensors(name: str) -> str:
     """Return our name of a safetensors dtype ("BF16" -> "bf16"); KexpError E_DTYPE if unknown."""
-    return lookup(name.lower() if name.isupper() else name).name
+    if not name.isupper():
+        raise KexpError("E_DTYPE", f"safetensors dtype {name!r} is unknown")
+    return lookup(name.lower()).name
 
 
 def to_safetensors(name: str) -> str:

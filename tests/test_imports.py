@@ -49,9 +49,6 @@ def test_rooms_import_only_what_they_may(room: str) -> None:
 
 @pytest.mark.parametrize("package", ["formats", "cython_kernels", "kandiga_run", "kandiga_pack"])
 def test_importing_a_package_leaves_the_heavy_ones_alone(package: str) -> None:
-    code = (
-        f"import sys, {package}\n"
-        f"print(*(name for name in {HEAVY!r} if name in sys.modules))"
-    )
+    code = f"import sys, {package}\nprint(*(name for name in {HEAVY!r} if name in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
