@@ -89,7 +89,7 @@ def find_stacks(
     """
     prefixes = _stack_prefixes(tensors, config)
     if not prefixes:
-        raise PackError(_none_found(tensors, config, where))
+        raise none_found(tensors, config, where)
     stacks = [
         _build_stack(layer, prefix, tensors, config, where)
         for layer, prefix in sorted(prefixes.items())
@@ -413,20 +413,16 @@ def _check_layers(found: set[int], config: Mapping[str, Any], where: str) -> Non
         )
 
 
-def _none_found(tensors: Mapping[str, TensorInfo], config: Mapping[str, Any], where: str) -> str:
-    looked_for = (
-        "3-D tensors such as model.layers.N.mlp.switch_mlp.up_proj.weight (gate_proj, "
-        "up_proj, down_proj, gate_up_proj, fc1 or fc2)"
-    )
-    if not families.num_experts(config):
-        return (
-            f"{where}: no routed experts: config.json of model_type {config.get('model_type')} "
-            f"states no number of experts, and none of its {len(tensors)} tensors is an expert "
-            f"stack; looked for {looked_for}"
-        )
-    return (
-        f"{where}: no expert stacks among {len(tensors)} tensors; looked for {looked_for}; is this "
-        "an MLX checkpoint? mlx_lm.convert makes one"
+def none_found(
+    tensors: Mapping[str, TensorInfo], config: Mapping[str, Any], where: str
+) -> PackError:
+    """Return the error for a checkpoint without routed experts, saying what was looked for."""
+    stated = families.num_experts(config)
+    says = f"says {_stated(stated)}" if stated else "states no number of experts"
+    return PackError(
+        f"{where}: no routed experts among {len(tensors)} tensors, and config.json (model_type "
+        f"{config.get('model_type')}) {says}; looked for 3-D tensors such as "
+        "model.layers.N.mlp.switch_mlp.up_proj.weight, and for model.layers.N.mlp.experts.E.*"
     )
 
 

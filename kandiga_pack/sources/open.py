@@ -9,8 +9,12 @@ from kandiga_pack.errors import PackError, UnreadableError, UsageError
 from kandiga_pack.sources import hub
 from kandiga_pack.sources.base import Source
 from kandiga_pack.sources.checkpoint import CheckpointSource
-from kandiga_pack.sources.converted import ConvertedSource, Quantization
-from kandiga_pack.stacks import has_stacks
+from kandiga_pack.sources.converted import (
+    ConvertedSource,
+    Quantization,
+    has_published_experts,
+)
+from kandiga_pack.stacks import has_stacks, none_found
 
 
 def open_source(
@@ -70,10 +74,17 @@ def _in_mlx_layout(source: CheckpointSource, quantization: Quantization | None) 
     try:
         if quantization is None and _is_mlx_layout(source):
             return source
+        _need_experts(source)
         return ConvertedSource(source, quantization)
     except BaseException:
         source.close()
         raise
+
+
+def _need_experts(source: CheckpointSource) -> None:
+    """Say what is missing before mlx-lm is asked, whose own message would not."""
+    if not has_published_experts(source.tensors, source.config):
+        raise none_found(source.tensors, source.config, source.name)
 
 
 def _is_mlx_layout(source: CheckpointSource) -> bool:

@@ -1,4 +1,4 @@
-"""Quantizing while packing gives what mlx_lm.convert gives, tensors and config.json, bit for bit."""
+"""Quantizing while packing equals mlx_lm.convert, tensors and config.json, bit for bit."""
 
 import contextlib
 import io
@@ -12,7 +12,7 @@ from mlx_lm import convert as mlx_lm_convert
 from published import PUBLISHERS, make_published
 
 from kandiga_pack import PackError, Quantization, convert, export, verify
-from kandiga_pack.sources import converted
+from kandiga_pack.sources.converted import experts
 
 # transformers loads the tokenizer for mlx_lm.convert and warns about configs it does not know.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -84,7 +84,7 @@ def test_experts_converted_one_by_one(
     layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The real path of large models: a chunk holds fewer experts than a layer."""
-    monkeypatch.setattr(converted, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(experts, "CHUNK_BYTES", 1)
     source = make_published(tmp_path / "source", layout)
     assert_same_as_mlx_lm(source, tmp_path, Quantization(4, 32))
 
