@@ -4,6 +4,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#include "float16.h"
 
 enum kandiga_dtype { KANDIGA_F32, KANDIGA_F16, KANDIGA_BF16 };
 
@@ -67,24 +68,6 @@ void kandiga_weight_row(const struct kandiga_matrix* w, size_t row, size_t begin
 static inline float kandiga_bf16_to_f32(uint16_t half) {
     uint32_t bits = (uint32_t)half << 16;
     float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-/* Exact, subnormals included: small scales are subnormal in f16. */
-static inline float kandiga_f16_to_f32(uint16_t half) {
-    uint32_t exponent = half >> 10 & 31, mantissa = half & 1023;
-    uint32_t sign = (uint32_t)(half >> 15) << 31;
-    uint32_t bits;
-    float value;
-    if (exponent == 0) {
-        value = (float)mantissa * 0x1p-24f;
-        return sign ? -value : value;
-    }
-    if (exponent == 31)
-        bits = sign | 0x7f800000u | mantissa << 13;
-    else
-        bits = sign | (exponent + 112) << 23 | mantissa << 13;
     memcpy(&value, &bits, sizeof value);
     return value;
 }

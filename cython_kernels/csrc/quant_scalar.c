@@ -12,7 +12,7 @@ static float load_float(const void* data, enum kandiga_dtype dtype, size_t index
     }
     uint16_t half;
     memcpy(&half, (const char*)data + 2 * index, 2);
-    return dtype == KANDIGA_BF16 ? kandiga_bf16_to_f32(half) : kandiga_f16_to_f32(half);
+    return dtype == KANDIGA_BF16 ? kandiga_bf16_to_f32(half) : half_to_float(half);
 }
 
 /* Code number `index` of a row: `bits` bits from bit index * bits on, lowest first. */
