@@ -605,6 +605,23 @@ FAMILIES: dict[str, Config] = {
     },
 }
 
+# The same families in other spellings of their config that mlx-lm reads.
+FAMILIES |= {
+    "qwen3_5_moe_flat": {**FAMILIES["qwen3_5_moe"]["text_config"], "model_type": "qwen3_5_moe"},
+    "hunyuan_per_layer": {
+        **FAMILIES["hunyuan"],
+        "model_type": "hunyuan",
+        "moe_topk": [2, 3],
+        "moe_intermediate_size": [32, 64],
+        "num_shared_expert": [1, 1],
+    },
+    "nemotron_h_latent": {
+        **FAMILIES["nemotron_h"],
+        "model_type": "nemotron_h",
+        "moe_latent_size": 32,
+    },
+}
+
 # Families whose mlx-lm file wraps another family's model, as vision-language checkpoints do.
 FAMILIES |= {
     "qwen3_vl_moe": {
