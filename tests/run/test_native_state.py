@@ -1,0 +1,124 @@
+"""States: room, trimming, growth, and what they weigh."""
+
+import numpy as np
+import pytest
+from packed import PackedModels
+
+from kandiga_run.engine import Engine, load_engine
+from kandiga_run.errors import RunError
+from kandiga_run.kv.plain import PlainKVCache
+
+PROMPT = np.arange(3, 33, dtype=np.int32)
+
+
+@pytest.fixture
+def engine(packed: PackedModels) -> Engine:
+    engine = load_engine(packed("qwen3_moe").container, engine="native")
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def hybrid(packed: PackedModels) -> Engine:
+    engine = load_engine(packed("qwen3_next").container, engine="native")
+    yield engine
+    engine.close()
+
+
+def test_room_is_counted(engine: Engine) -> None:
+    state = engine.new_state(31)
+    engine.forward(PROMPT, state)
+    assert (state.position, state.max_tokens) == (30, 31)
+    engine.forward(PROMPT[:1], state)
+    with pytest.raises(RunError, match="1 more tokens at position 31 exceed the 31"):
+        engine.forward(PROMPT[:1], state)
+    assert state.position == 31
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        ([], r"tokens of shape \(0,\)"),
+        ([[1, 2]], r"tokens of shape \(1, 2\)"),
+        ([1, 320], "token 320 is outside the vocabulary of 320"),
+        ([-1], "token -1 is outside"),
+    ],
+)
+def test_impossible_tokens(engine: Engine, tokens: list, message: str) -> None:
+    state = engine.new_state(8)
+    with pytest.raises(RunError, match=message):
+        engine.forward(np.array(tokens, np.int32), state)
+    assert state.position == 0
+
+
+def test_a_state_for_no_tokens(engine: Engine) -> None:
+    with pytest.raises(RunError, match="wanted at least 1"):
+        engine.new_state(0)
+
+
+def test_a_closed_engine(packed: PackedModels) -> None:
+    engine = load_engine(packed("mixtral").container, engine="native")
+    state = engine.new_state(8)
+    engine.close()
+    engine.close()
+    with pytest.raises(RunError, match="closed"):
+        engine.forward(PROMPT[:1], state)
+
+
+def test_trimming_goes_back(engine: Engine) -> None:
+    state = engine.new_state(64)
+    engine.forward(PROMPT[:20], state)
+    expected = engine.forward(PROMPT[20:21], state)
+    engine.forward(PROMPT[25:], state)
+    state.trim(6)
+    assert state.position == 20
+    np.testing.assert_array_equal(engine.forward(PROMPT[20:21], state), expected)
+
+
+def test_recurrent_layers_cannot_go_back(hybrid: Engine) -> None:
+    state = hybrid.new_state(64)
+    hybrid.forward(PROMPT, state)
+    assert not state.can_trim
+    state.trim(0)
+    with pytest.raises(RunError, match="cannot go back"):
+        state.trim(1)
+
+
+def test_memory_grows_with_the_sequence(engine: Engine) -> None:
+    """A long context costs what has been used of it, and no more than announced."""
+    config_values = 2 * 2 * 32  # keys and values, two heads of 32
+    state = engine.new_state(100_000)
+    assert state.nbytes < 100_000 * config_values
+    short = state.nbytes
+    tokens = np.full(700, 5, np.int32)
+    engine.forward(tokens, state)
+    layers, float32 = 2, 4
+    assert short < state.nbytes
+    assert 700 <= state.nbytes / (layers * config_values * float32) <= 2 * 700
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_a_grown_cache_holds_the_same(dtype: type) -> None:
+    random = np.random.default_rng(0)
+    rows = random.standard_normal((2, 600, 3, 16)).astype(np.float32)
+    queries = random.standard_normal((1, 6, 16)).astype(np.float32)
+    outs = np.zeros((2, 1, 6, 16), np.float32)
+    growing, fixed = PlainKVCache(3, 16, 600, dtype), PlainKVCache(3, 16, 600, dtype)
+    for start in range(0, 600, 50):
+        growing.append(rows[0, start : start + 50], rows[1, start : start + 50])
+    fixed.append(rows[0], rows[1])
+    for cache, out in zip((growing, fixed), outs, strict=True):
+        cache.attend(queries, 0.25, out)
+    assert growing.nbytes == fixed.nbytes == PlainKVCache.bytes_for(3, 16, 600, dtype)
+    np.testing.assert_array_equal(outs[0], outs[1])
+    with pytest.raises(ValueError, match="601 tokens in a cache made for 600"):
+        growing.append(rows[0, :1], rows[1, :1])
+
+
+@pytest.mark.parametrize(("dtype", "item_bytes"), [("float32", 4), ("bfloat16", 2)])
+def test_the_cache_is_as_precise_as_the_checkpoint(
+    packed: PackedModels, dtype: str, item_bytes: int
+) -> None:
+    engine = load_engine(packed("qwen3_moe", dtype=dtype).container, engine="native")
+    assert engine.new_state(10).nbytes == 2 * (2 * 2 * 32) * 10 * item_bytes
+    engine.close()
