@@ -190,8 +190,8 @@ def test_longer_than_a_chunk(packed: PackedModels) -> None:
     engine = load(model)
     logits = engine.forward(prompt, engine.new_state(600), logits="all")
     assert_logits_close(logits, reference.prefill)
-    last = engine.forward(prompt, engine.new_state(600))
-    np.testing.assert_array_equal(last, logits[-1:])
+    # The head's matrix product sums one row in another order than many.
+    assert_logits_close(engine.forward(prompt, engine.new_state(600)), logits[-1:])
     engine.close()
 
 
