@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from formats.buffers import as_bytes
+from formats.durable import flush_folder, flush_to_disk, write_file
+from formats.errors import os_errors
 from kandiga_pack import spelling
 from kandiga_pack.convert import check_destination, check_free_space, iter_slices
 from kandiga_pack.errors import PackError
@@ -64,6 +67,8 @@ def _export(source: ContainerSource, out: Path, progress: Progress) -> ExportSum
     total_bytes = sum(info.length_bytes for info in source.tensors.values())
     check_free_space(out, total_bytes + (16 << 20))
     groups = _by_file(source.tensors)
+    if not source.set.meta.get("headers", {}).keys() >= groups.keys():
+        source.check_dense()  # the digest of each exported file says it otherwise
     temporary = out.with_name(f"{out.name}.partial-{os.getpid()}")
     temporary.mkdir()
     identical = 0
@@ -76,10 +81,12 @@ def _export(source: ContainerSource, out: Path, progress: Progress) -> ExportSum
             progress.finish()
         _write_index(source, temporary)
         for file in source.files:
-            shutil.copyfile(file, temporary / file.name)
-            _flush(temporary / file.name)
+            with os_errors(temporary / file.name, "written"):
+                write_file(temporary / file.name, file.read_bytes())
+        flush_folder(temporary)
         check_destination(out)
         temporary.rename(out)
+        flush_folder(out.absolute().parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -108,33 +115,62 @@ def _write_shard(
 ) -> bool:
     """Write one safetensors file; return whether it is the very file that was packed."""
     style = source.set.meta.get("headers", {}).get(path.name)
-    digest = hashlib.sha256()
-    with path.open("xb", buffering=0) as file:
-        header = spelling.spell_header(tensors, style)
-        digest.update(header)
-        _write_all(file.fileno(), header)
+    with _ShardFile(path) as file:
+        with _understood(f"spelling of {path.name}"):
+            header = spelling.spell_header(tensors, style)
+        file.write(header)
         for info in tensors:
             for rows in iter_slices(source, info):
-                data = as_bytes(rows)
-                digest.update(data)
-                _write_all(file.fileno(), data)
+                file.write(as_bytes(rows))
                 progress.advance(rows.nbytes)
-        os.fsync(file.fileno())
+        digest = file.finish()
     if style is None:
         return False
     wanted = source.set.meta["source"]["files"][path.name]["sha256"]
-    if digest.hexdigest() != wanted:
+    if digest != wanted:
         raise PackError(
-            f"{source.name}: {path.name} comes out with sha256 {digest.hexdigest()[:16]}..., but "
+            f"{source.name}: {path.name} comes out with sha256 {digest[:16]}..., but "
             f"the packed file had {wanted[:16]}...; run `kandiga-pack verify {source.name}`"
         )
     return True
 
 
-def _write_all(fd: int, data: bytes | memoryview) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
+@contextlib.contextmanager
+def _understood(what: str) -> Iterator[None]:
+    """Turn what a malformed record raises into one line: containers come from other people."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise PackError(f"metadata: {what} is not understood ({error!r})") from error
+
+
+class _ShardFile:
+    """A file being written and hashed; KexpError E_IO names it when it cannot be."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._digest = hashlib.sha256()
+        with os_errors(path, "created"):
+            self._fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644)
+
+    def __enter__(self) -> _ShardFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+    def write(self, data: bytes | memoryview) -> None:
+        self._digest.update(data)
+        view = memoryview(data)
+        with os_errors(self._path, "written"):
+            while view:
+                view = view[os.write(self._fd, view) :]
+
+    def finish(self) -> str:
+        """Put the file on the disk and return its SHA-256 in hexadecimal."""
+        with os_errors(self._path, "written"):
+            flush_to_disk(self._fd)
+        return self._digest.hexdigest()
 
 
 def _write_index(source: ContainerSource, folder: Path) -> None:
@@ -143,10 +179,7 @@ def _write_index(source: ContainerSource, folder: Path) -> None:
         return
     weight_map = {info.name: info.file for info in source.tensors.values()}
     path = folder / INDEX_FILE
-    path.write_text(spelling.spell_index(weight_map, style), encoding="utf-8")
-    _flush(path)
-
-
-def _flush(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    with _understood(f"spelling of {INDEX_FILE}"):
+        text = spelling.spell_index(weight_map, style)
+    with os_errors(path, "written"):
+        write_file(path, text.encode())

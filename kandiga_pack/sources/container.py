@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -10,10 +11,12 @@ import numpy as np
 
 from formats import KexpError, KexpSet, Layout, Part, dtypes, open_set
 from formats.buffers import as_bytes
+from formats.sections import DENS
 from kandiga_pack.sources.base import TensorInfo
 from kandiga_pack.stacks import TENSOR_NAMES
 
 DEFAULT_FILE = "model.safetensors"
+_CHECK_BYTES = 8 << 20
 
 
 class ContainerSource:
@@ -149,6 +152,25 @@ class ContainerSource:
                 )
             done += count
         return data
+
+    def check_dense(self) -> None:
+        """Read all dense weights; KexpError E_SECTION_CRC if they are not those written."""
+        shard = self.set.shards[0]
+        section = shard.section(DENS)
+        if section is None:
+            return
+        crc32, offset, end = 0, section.offset_bytes, section.offset_bytes + section.stored_bytes
+        while offset < end:
+            data = self._pread(0, offset, min(_CHECK_BYTES, end - offset))
+            crc32 = zlib.crc32(as_bytes(data), crc32)
+            offset += data.nbytes
+        if crc32 != section.crc32:
+            raise KexpError(
+                "E_SECTION_CRC",
+                f"dense weights: crc32 {crc32:08x} != {section.crc32:08x}",
+                file=shard.path,
+                offset_bytes=section.offset_bytes,
+            )
 
     def close(self) -> None:
         """Close the shards."""

@@ -90,9 +90,9 @@ class SafetensorsFile:
 
 def _read_header(path: Path) -> bytes:
     try:
-        with safe_open(path, framework="numpy"):
-            pass
-        with path.open("rb") as file:
+        with path.open("rb") as file:  # first: safetensors calls any failure to open "not found"
+            with safe_open(path, framework="numpy"):
+                pass
             (length_bytes,) = struct.unpack("<Q", file.read(8))
             return file.read(length_bytes)
     except SafetensorError as error:

@@ -8,8 +8,8 @@ import pytest
 from checkpoints import make_checkpoint
 from safetensors.numpy import load_file, save_file
 
-from formats import open_set
-from kandiga_pack import convert, export, verify
+from formats import KexpError, open_set
+from kandiga_pack import PackError, Quantization, convert, export, verify
 from kandiga_pack.cli import run
 from kandiga_pack.exit_codes import ExitCode
 
@@ -48,17 +48,17 @@ def test_export_refuses_a_damaged_expert(packed: Path, tmp_path: Path) -> None:
     with open_set(packed) as opened:
         offset_bytes = opened.extent(0, 7).offset_bytes
     flip_bit(packed / "model.kexp", offset_bytes)
-    with pytest.raises(Exception, match=r"layer 0 expert 7 .*E_BLOCK_CRC"):
+    with pytest.raises(KexpError, match=r"layer 0 expert 7 .*E_BLOCK_CRC"):
         export(packed, tmp_path / "exported")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["packed", "source"]
 
 
 def test_export_refuses_damaged_dense_weights(packed: Path, tmp_path: Path) -> None:
-    """Dense weights have no checksum of their own, but the exported file's must be the source's."""
+    """The exported file must be the source's, by its digest."""
     with open_set(packed) as opened:
         offset_bytes = opened.dense["model.norm.weight"].offset_bytes
     flip_bit(packed / "model.kexp", offset_bytes)
-    with pytest.raises(Exception, match=r"model.safetensors comes out with sha256"):
+    with pytest.raises(PackError, match=r"model.safetensors comes out with sha256"):
         export(packed, tmp_path / "exported")
     assert not (tmp_path / "exported").exists()
 
@@ -125,3 +125,14 @@ def test_a_source_with_another_config(source: Path, packed: Path) -> None:
 def test_a_source_that_is_not_there(packed: Path, tmp_path: Path) -> None:
     arguments = ["verify", str(packed), "--against", str(tmp_path / "nowhere")]
     assert run(arguments) == ExitCode.UNREADABLE
+
+
+def test_export_checks_dense_weights_without_a_recorded_file(tmp_path: Path) -> None:
+    """A quantized container has no published file to equal."""
+    unquantized = make_checkpoint(tmp_path / "unquantized", "mixtral", bits=None)
+    convert(unquantized, tmp_path / "packed", quantization=Quantization(4, 32))
+    with open_set(tmp_path / "packed") as opened:
+        offset_bytes = opened.dense["model.norm.weight"].offset_bytes
+    flip_bit(tmp_path / "packed" / "model.kexp", offset_bytes)
+    with pytest.raises(KexpError, match="E_SECTION_CRC"):
+        export(tmp_path / "packed", tmp_path / "exported")
