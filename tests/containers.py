@@ -12,6 +12,7 @@ import json
 import struct
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -121,8 +122,58 @@ def section_entries(data: bytes | bytearray) -> dict[str, tuple[int, int, int]]:
     for index in range(count):
         at = HEADER_BYTES + ENTRY_BYTES * index
         tag, _, offset, stored = struct.unpack_from("<4sIQQ", data, at)
-        found[tag.decode()] = (at, offset, stored)
+        found[tag.decode("latin-1")] = (at, offset, stored)
     return found
+
+
+@dataclass(frozen=True)
+class Body:
+    """A section to be placed: its tag, raw bytes, and stored bytes when they differ (zstd)."""
+
+    tag: str
+    raw: bytes
+    stored: bytes | None = None
+
+
+def section_bodies(data: bytes | bytearray) -> list[Body]:
+    return [Body(tag, section_bytes(data, tag)) for tag in section_entries(data)]
+
+
+def rebuild(data: bytes | bytearray, bodies: Sequence[Body]) -> bytearray:
+    """Return a file with the superblock of `data` and other sections, sealed.
+
+    The blocks must stay where they were, since the index says where they are.
+    """
+    entries = section_entries(data)
+    out = bytearray(data[:HEADER_BYTES]) + bytes(ENTRY_BYTES * len(bodies))
+    for index, body in enumerate(bodies):
+        stored = body.raw if body.stored is None else body.stored
+        out += bytes(-len(out) % (16384 if body.tag in ("DENS", "BLKS") else 128))
+        at = HEADER_BYTES + ENTRY_BYTES * index
+        crc32, sha256 = zlib.crc32(stored), hashlib.sha256(body.raw).digest()
+        if body.tag == "BLKS":
+            assert len(out) == entries["BLKS"][1]
+            crc32, sha256 = 0, bytes(data[entries["BLKS"][0] + 40 :][:32])
+        codec = 0 if body.stored is None else 1
+        struct.pack_into(
+            "<4sIQQQII32sQ",
+            out,
+            at,
+            body.tag.encode(),
+            codec,
+            len(out),
+            len(stored),
+            len(body.raw),
+            crc32,
+            0,
+            sha256,
+            0,
+        )
+        out += stored
+    struct.pack_into("<Q", out, 32, len(out))
+    struct.pack_into("<I", out, 64, len(bodies))
+    reseal(out, sections=False)
+    return out
 
 
 def section_bytes(data: bytes | bytearray, tag: str) -> bytes:
@@ -147,20 +198,16 @@ def reseal(data: bytearray, *, sections: bool = True) -> None:
 
     sections: also the entries' checksums of META, LAYT and EXPT.
     """
-    entries = section_entries(data)
+    (count,) = struct.unpack_from("<I", data, 64)
     items = [bytes(data[0:24]) + bytes(data[40:56])]
-    for tag, (at, offset, stored) in entries.items():
-        if sections and tag in ("META", "LAYT", "EXPT"):
+    for at in range(HEADER_BYTES, HEADER_BYTES + ENTRY_BYTES * count, ENTRY_BYTES):
+        tag, _, offset, stored = struct.unpack_from("<4sIQQ", data, at)
+        if sections and tag in (b"META", b"LAYT", b"EXPT"):
             raw = bytes(data[offset : offset + stored])
             struct.pack_into("<I", data, at + 32, zlib.crc32(raw))
             data[at + 40 : at + 72] = hashlib.sha256(raw).digest()
-        if tag[0].isupper():
-            items.append(
-                bytes(data[at : at + 4])
-                + bytes(data[at + 24 : at + 32])
-                + bytes(data[at + 40 : at + 72])
-            )
-    (count,) = struct.unpack_from("<I", data, 64)
+        if tag[:1].isupper():
+            items.append(tag + bytes(data[at + 24 : at + 32]) + bytes(data[at + 40 : at + 72]))
     table = bytes(data[HEADER_BYTES : HEADER_BYTES + ENTRY_BYTES * count])
     struct.pack_into("<I", data, 68, zlib.crc32(table))
     shard_root = merkle(items)
