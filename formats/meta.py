@@ -55,9 +55,7 @@ def pack_meta(meta: Mapping[str, Any], layers: Sequence[LayerPlan], dense_header
     filled = []
     for entry, plan in zip(listed, layers, strict=True):
         if not isinstance(entry, dict) or entry.get("layout", plan.layout) != plan.layout:
-            raise KexpError(
-                "E_META", f"metadata: layer {plan.layer} wanted with layout {plan.layout}"
-            )
+            raise KexpError("E_META", f"metadata: wanted layout {plan.layout}", layer=plan.layer)
         filled.append({**entry, "layout": plan.layout})
     pin = DenseHeaderPin.of(dense_header)
     document = {

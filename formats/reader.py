@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy.typing as npt
 
 from formats import digests, dtypes
 from formats.buffers import Buffer, as_bytes
-from formats.constants import EXPERT_ENTRY_BYTES
+from formats.constants import EXPERT_ENTRY_BYTES, MAX_JSON_BYTES
 from formats.dense import DenseTensor
 from formats.errors import KexpError, os_errors, short
 from formats.expert_index import ENTRY, Entries, ExpertExtent, LayerRows
@@ -26,7 +27,7 @@ from formats.plan import LayerPlan
 from formats.sections import LAYT
 from formats.shard import Shard
 
-_MAX_CONFIG_BYTES = 64 << 20
+_MAX_CONFIG_BYTES = MAX_JSON_BYTES
 
 
 def open_set(path: str | Path) -> KexpSet:
@@ -226,16 +227,16 @@ def _folder_of(path: Path) -> Path:
 def read_small(path: Path, limit_bytes: int) -> bytes:
     """Return the content of a file, refusing one above `limit_bytes`; KexpError E_IO and others."""
     with os_errors(path, "read"), path.open("rb") as stream:
-        data = stream.read(limit_bytes + 1)
-    if len(data) > limit_bytes:
-        raise KexpError("E_LIMIT", f"above {limit_bytes} bytes", file=path)
-    return data
+        size_bytes = os.fstat(stream.fileno()).st_size
+        if size_bytes > limit_bytes:
+            raise KexpError("E_LIMIT", f"{size_bytes} bytes, at most {limit_bytes}", file=path)
+        return stream.read(size_bytes)  # read(limit_bytes) would allocate that much
 
 
 def read_manifest(folder: Path) -> Manifest:
     """Return the checked kexp.json of a folder; KexpError E_FILE_MISSING, E_MANIFEST, E_JSON_*."""
     path = folder / MANIFEST_NAME
-    return parse_manifest(read_small(path, 16 << 20), file=path)
+    return parse_manifest(read_small(path, MAX_JSON_BYTES), file=path)
 
 
 def _check_listing(path: Path, folder: Path, manifest: Manifest) -> None:

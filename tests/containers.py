@@ -63,7 +63,7 @@ SPECS = (
 )
 
 
-def make_meta(layers: Sequence[tuple[int, int, Layout]], **changes: Any) -> dict[str, Any]:
+def make_meta(layers: Sequence[tuple[int, int, Layout]], /, **changes: Any) -> dict[str, Any]:
     """The metadata document of a set with these layers."""
     meta: dict[str, Any] = {
         "architecture": "mixtral",
