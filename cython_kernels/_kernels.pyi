@@ -102,7 +102,7 @@ def sigmoid_scale_add(x: _F32, gate: _F32, out: _F32) -> None:
     """out += sigmoid(gate) * x; x and out (T, H), gate (T, 1)."""
 
 def exponential(x: _F32, out: _F32) -> None:
-    """out = exp(x), the exponential that every kernel uses; within 2 ulp, subnormals included."""
+    """out = exp(x), the exponential that every kernel uses; within 1.1 ulp, subnormals included."""
 
 def split_interleaved(x: _F32, outs: Sequence[_F32]) -> None:
     """Copy slices of the last axis of x (T, n, W) to outs[i] (T, n, w_i), the sum of w_i being W.

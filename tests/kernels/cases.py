@@ -51,7 +51,8 @@ def check(case: Case, results: Mapping[str, NDArray[np.generic]]) -> None:
             continue
         allowed = np.broadcast_to(expected.allowed, want.shape)
         # Equal infinities differ by nan, which the comparison below would take for an error.
-        error = np.where(seen == want, 0.0, np.abs(seen - want))
+        with np.errstate(invalid="ignore"):
+            error = np.where(seen == want, 0.0, np.abs(seen - want))
         excess = np.where(np.isnan(error), np.inf, error - allowed)
         worst = np.unravel_index(np.argmax(excess), want.shape)
         assert excess[worst] <= 0, (

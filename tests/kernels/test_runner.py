@@ -5,7 +5,7 @@ import platform
 import shutil
 
 import pytest
-from kernels import quant_cases
+from kernels import quant_cases, vector_cases
 from kernels.cases import Case, check
 from kernels.runner import Runner, build
 
@@ -16,7 +16,7 @@ QEMU = "qemu-aarch64-static"
 
 
 def all_cases() -> list[Case]:
-    return quant_cases.all_cases()
+    return [*quant_cases.all_cases(), *vector_cases.all_cases()]
 
 
 @pytest.fixture(scope="module")
