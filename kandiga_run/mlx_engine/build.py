@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +10,17 @@ from mlx_lm.models.switch_layers import SwitchGLU, SwitchMLP
 from mlx_lm.utils import _get_classes, load_model
 
 from kandiga_run.errors import RunError
+from kandiga_run.mlx_engine.dense import DenseWeights
 from kandiga_run.mlx_engine.weights import PROJECTION_MODULES, PartOf, StandIns
 
 
 def build_model(
     folder: Path,
-    dense: Mapping[str, Any],
+    dense: DenseWeights,
     stand_ins: StandIns,
     config_overrides: dict[str, Any],
 ) -> Any:
-    """Return the model of `folder`/config.json holding `dense` and stand-ins for its experts.
+    """Return the model of `folder`/config.json with dense weights and stand-ins for its experts.
 
     `load_model` itself does the work, so classes, key renaming, quantization of each module and
     the check for missing or unexpected tensors are mlx-lm's, whatever its version. RunError with
@@ -29,7 +29,7 @@ def build_model(
 
     def classes(config: dict[str, Any]) -> tuple[type, type]:
         model_class, args_class = _get_classes(config)
-        return _reading_from(model_class, {**dense, **stand_ins.arrays}), args_class
+        return _reading_from(model_class, dense, stand_ins), args_class
 
     try:
         model, _ = load_model(
@@ -101,13 +101,25 @@ def _parameters(linear: Any) -> list[tuple[str, Any]]:
     return [] if linear is None else [(k, v) for k, v in linear.items() if isinstance(v, mx.array)]
 
 
-def _reading_from(model_class: Any, weights: dict[str, Any]) -> type:
-    """Return a subclass that sanitizes and loads `weights`, whatever file its loader looked for."""
+def _reading_from(model_class: Any, dense: DenseWeights, experts: StandIns) -> type:
+    """Return a subclass that sanitizes and loads these weights, whatever its loader looked for."""
 
-    def sanitize(self: Any, _weights: dict[str, Any]) -> dict[str, Any]:
+    def sanitized(model: Any, weights: dict[str, Any]) -> dict[str, Any]:
         if not hasattr(model_class, "sanitize"):
             return weights
-        return dict(model_class.sanitize(self, weights))
+        return dict(model_class.sanitize(model, weights))
+
+    def sanitize(self: Any, _weights: dict[str, Any]) -> dict[str, Any]:
+        # First with stand-ins for everything: what is dropped (a vision tower, an MTP head) need
+        # then not be read. A family that also computes with some tensors is given the real ones.
+        weights = sanitized(self, {**dense.stand_ins, **experts.arrays})
+        names = {key: dense.name_of(array) for key, array in weights.items()}
+        if all(names[key] or experts.part_of(array) for key, array in weights.items()):
+            return {
+                key: array if (name := names[key]) is None else dense.read(name)
+                for key, array in weights.items()
+            }
+        return sanitized(self, {**dense.read_all(), **experts.arrays})
 
     def load_weights(self: Any, pairs: Any, strict: bool = True) -> Any:
         return model_class.load_weights(self, pairs, strict=True)

@@ -12,12 +12,13 @@ from kandiga_run.errors import RunError
 from kandiga_run.experts.store import ExpertStore
 from kandiga_run.mlx_engine.build import build_model, layer_of, replace_module, switch_modules
 from kandiga_run.mlx_engine.choose import ComputeChooser, ExpertsOn
+from kandiga_run.mlx_engine.dense import DenseWeights
 from kandiga_run.mlx_engine.head import install_switch
 from kandiga_run.mlx_engine.on_mlx import WAVE_BYTES
 from kandiga_run.mlx_engine.precision import raise_to_float32
 from kandiga_run.mlx_engine.streamed import StreamedExperts
 from kandiga_run.mlx_engine.top_k import top_k_override
-from kandiga_run.mlx_engine.weights import StandIns, to_mlx
+from kandiga_run.mlx_engine.weights import StandIns
 
 
 class Network:
@@ -36,7 +37,7 @@ class Network:
         float32: bool | None = None,
         wave_bytes: int = WAVE_BYTES,
     ) -> None:
-        """Build the model and copy its dense weights into mlx arrays.
+        """Build the model and read its dense weights into mlx arrays.
 
         Args:
             top_k: experts a token uses; None as published.
@@ -96,11 +97,8 @@ def _answer_bytes_per_token(model: Model, top_k: int) -> int:
 
 
 def _dense_model(model: Model, stand_ins: StandIns, top_k: int | None) -> Any:
-    dense = {
-        name: to_mlx(model.dense_array(name), tensor.dtype) for name, tensor in model.dense.items()
-    }
     overrides = {} if top_k is None else top_k_override(model.container.config, top_k)
-    return build_model(model.path, dense, stand_ins, overrides)
+    return build_model(model.path, DenseWeights(model.container), stand_ins, overrides)
 
 
 def _stream_experts(

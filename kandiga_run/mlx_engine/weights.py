@@ -1,4 +1,4 @@
-"""Tensors of a container as mlx arrays: dense ones copied, stacks of experts as stand-ins."""
+"""Tensors of a container as mlx arrays, and stand-ins for the stacks of routed experts."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from formats import KexpSet, Layout, dtypes
+from kandiga_run.errors import RunError
 
 #: Attribute of a SwitchGLU or SwitchMLP that holds a projection.
 PROJECTION_MODULES = {
@@ -47,7 +48,9 @@ def to_mlx(data: np.ndarray, dtype: str) -> Any:
 
 
 def mlx_dtype(name: str) -> Any:
-    """Return the mx.Dtype that carries a container dtype."""
+    """Return the mx.Dtype that carries a container dtype; RunError when mlx has none."""
+    if name not in _MLX_DTYPES:
+        raise RunError(f"the container holds tensors of {name}, which mlx does not know")
     return _MLX_DTYPES[name]
 
 
@@ -92,7 +95,7 @@ class StandIns:
     def _add_layer(self, layer: int, prefix: str, num_experts: int, layout: Layout) -> None:
         for part in layout.parts:
             name = f"{prefix}.{PROJECTION_MODULES[part.projection]}.{part.role}"
-            array = mx.zeros((num_experts, *part.shape), dtype=_MLX_DTYPES[part.dtype])
+            array = mx.zeros((num_experts, *part.shape), dtype=mlx_dtype(part.dtype))
             self.arrays[name] = array
             self._parts[id(array)] = PartOf(layer, part.projection, part.role)
 

@@ -5,12 +5,14 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from checkpoints import reference_logits
 from mlx_lm.models import mixtral
 
 from kandiga_run.container import Model
 from kandiga_run.engine import EngineOptions, load_engine
 from kandiga_run.errors import RunError
 from kandiga_run.memory import memory_use
+from kandiga_run.mlx_engine.dense import DenseWeights
 from kandiga_run.mlx_engine.engine import MlxEngine
 
 from .conftest import PROMPT, PackedFactory
@@ -185,10 +187,31 @@ def test_experts_that_mlx_lm_rearranges_are_refused(
         pass
 
 
-def test_extra_tensors_that_mlx_lm_drops(packed: PackedFactory) -> None:
-    model = packed(
-        "qwen3_5_moe",
-        extra_tensors={"vision_tower.patch.weight": np.ones((4, 4), np.float16)},
-    )
+def test_what_mlx_lm_drops_is_not_even_read(
+    packed: PackedFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tower = {"vision_tower.patch.weight": np.ones((4, 4), np.float32)}
+    model = packed("qwen3_5_moe", extra_tensors=tower)
+    names = []
+    read = DenseWeights.read
+    monkeypatch.setattr(DenseWeights, "read", lambda *args: names.append(args[1]) or read(*args))
     with model.engine() as engine:
         assert_close(engine.forward(PROMPT, engine.new_state(64)), model.reference.prefill[-1:])
+        assert set(names) == engine._model.dense.keys() - {"vision_tower.patch.weight"}
+
+
+def test_a_family_that_computes_with_dense_tensors_while_loading(
+    packed: PackedFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def shifting(_model: object, weights: dict[str, Any]) -> dict[str, Any]:
+        return {
+            name: value + 1 if name.endswith("norm.weight") else value
+            for name, value in weights.items()
+        }
+
+    model = packed("mixtral")
+    monkeypatch.setattr(mixtral.Model, "sanitize", shifting)
+    wanted = reference_logits(model.folder, PROMPT).prefill
+    assert np.abs(wanted - model.reference.prefill).max() > 0.1
+    with model.engine() as engine:
+        assert_close(engine.forward(PROMPT, engine.new_state(64), logits="all"), wanted)
