@@ -87,8 +87,6 @@ class KexpSet:
         for shard in self.shards:
             shard.close()
 
-    # Experts
-
     def num_experts(self, layer: int) -> int:
         """Return the number of routed experts of a layer; KexpError E_NO_EXPERT."""
         return self._layer(layer)[1].num_experts
@@ -157,8 +155,6 @@ class KexpSet:
         if found is None:
             raise KexpError("E_NO_EXPERT", "has no routed experts", layer=layer)
         return found
-
-    # Dense weights and the files beside the shards
 
     def dense_array(self, name: str) -> npt.NDArray[Any]:
         """Return a dense tensor as a read-only view of the map.

@@ -14,7 +14,8 @@ from formats.constants import EXPERT_ENTRY_BYTES, HEADER_BYTES, MAX_JSON_BYTES
 from formats.dense import DenseTensor
 from formats.errors import KexpError, os_errors, short
 from formats.expert_index import MAX_INDEX_BYTES, Entries, LayerRows, check_entries, entry_rows
-from formats.layout import MAX_SECTION_BYTES, Layout, parse_layouts
+from formats.layout import Layout
+from formats.layout_section import MAX_LAYOUT_SECTION_BYTES, parse_layouts
 from formats.manifest import shard_file_name
 from formats.meta import check_dense_header, parse_meta
 from formats.sections import (
@@ -89,7 +90,7 @@ class Shard:
                 offset_bytes=104,
             )
         self.layouts: tuple[Layout, ...] = parse_layouts(
-            self._decode(LAYT, MAX_SECTION_BYTES), file=self.path
+            self._decode(LAYT, MAX_LAYOUT_SECTION_BYTES), file=self.path
         )
         if self.has_section(EXPT):
             self._check_index()

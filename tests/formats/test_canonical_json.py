@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from formats import KexpError
@@ -26,6 +26,7 @@ values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(values)
 def test_what_is_encoded_is_decoded(value: object) -> None:
     data = encode(value)
@@ -33,6 +34,7 @@ def test_what_is_encoded_is_decoded(value: object) -> None:
     assert json.loads(data) == value
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=40) | st.text(alphabet='{}[]",:0123456789-truefalsn\\u ', max_size=40))
 def test_any_bytes_decode_or_are_refused(data: bytes | str) -> None:
     raw = data.encode() if isinstance(data, str) else data

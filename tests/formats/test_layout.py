@@ -9,7 +9,7 @@ import pytest
 from containers import affine_layout, plain_layout
 
 from formats import BLOCK_ALIGN, TENSOR_ALIGN, KexpError, Layout, Part
-from formats.layout import pack_layouts, parse_layouts
+from formats.layout_section import pack_layouts, parse_layouts
 
 FILE = PurePath("model.kexp")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from containers import LAYERS, affine_layout, plain_layout
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from formats import BLOCK_ALIGN, KexpError, Layout, Part, plan_shards
@@ -45,6 +45,7 @@ def test_the_shape_of_a_35b_model() -> None:
     assert [len(shard.layers) for shard in plan.shards] == [0, 18, 18, 4]
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.integers(1, 40), min_size=1, max_size=30),
     st.integers(0, 10**6),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from formats import constants, dtypes, layout, manifest
+from formats import constants, dtypes, layout, layout_section, manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = (ROOT / "specs" / "kexp-v1.md").read_text()
@@ -45,7 +45,7 @@ def test_limits_are_those_of_the_table() -> None:
         ("dimensions of a dense tensor", constants.MAX_TENSOR_DIMS),
     ):
         assert f"| {what} | {limit} |" in SPEC
-    assert f"{layout.MAX_SECTION_BYTES} bytes, raw" in SPEC
+    assert f"{layout_section.MAX_LAYOUT_SECTION_BYTES} bytes, raw" in SPEC
 
 
 def test_unpinned_files_are_those_listed() -> None:
