@@ -89,6 +89,23 @@ class SetWriter:
         self._temp = self.dest.with_name(f"{self.dest.name}.partial-{os.getpid()}")
         self._hasher: ThreadPoolExecutor | None = None
 
+    def replace_meta(self, meta: Mapping[str, Any]) -> None:
+        """Put another metadata document in the place of the first, before `commit`.
+
+        For digests that are known only when everything has been read. It must take as many bytes
+        as the first did, since the places of all sections follow from it.
+
+        Raises:
+            KexpError: E_META if it is of another length or contradicts the plan.
+        """
+        packed = pack_meta(meta, self.plan.layers, self.dense_image.header)
+        sections = self._shards[0].small
+        if len(packed) != len(sections[META]):
+            raise KexpError(
+                "E_META", f"metadata: {len(packed)} bytes, wanted {len(sections[META])} as planned"
+            )
+        sections[META] = packed
+
     def __enter__(self) -> SetWriter:
         with os_errors(self._temp, "created"):
             self._temp.mkdir(parents=True)

@@ -14,8 +14,8 @@ import numpy as np
 from formats import DenseSpec, SetPlan, SetWriter, plan_shards
 from kandiga_pack import families, spelling
 from kandiga_pack.errors import PackError, UnreadableError
-from kandiga_pack.progress import NoProgress, Progress
-from kandiga_pack.source_digests import hash_files
+from kandiga_pack.progress import NoProgress, Progress, piece_of_work
+from kandiga_pack.source_digests import SourceDigests
 from kandiga_pack.sources.base import Source, TensorInfo
 from kandiga_pack.sources.checkpoint import CheckpointSource
 from kandiga_pack.sources.converted import ConvertedSource, Quantization
@@ -140,26 +140,21 @@ def _convert(source: Source, dest: Path, shard_bytes: int, progress: Progress) -
         shard_bytes=shard_bytes,
     )
     check_free_space(dest, _needed_bytes(plan, source))
-    digests = hash_files(source.weight_files, progress)
-    meta = _metadata(source, stacks, dense, digests)
+    meta = _metadata(source, stacks, dense)
     bytes_read = sum(info.length_bytes for info in source.tensors.values())
     specs = [DenseSpec(info.name, info.dtype, info.shape) for info in dense]
-    with SetWriter(dest, plan, meta, specs, files=list(source.files)) as writer:
-        progress.start("packing", bytes_read)
-        try:
-            for info in dense:
-                for data in iter_slices(source, info):
-                    writer.write_dense_chunk(info.name, data)
-                    progress.advance(data.nbytes)
-            for stack in stacks:
-                _write_layer(writer, source, stack, progress)
-        finally:
-            progress.finish()
-        progress.start("checking", plan.total_bytes)
-        try:
-            writer.commit(progress.advance)
-        finally:
-            progress.finish()
+    with SourceDigests(source.weight_files) as digests:
+        # The digests are known at the end; their length is known now.
+        meta["source"]["files"] = digests.placeholder()
+        with SetWriter(dest, plan, meta, specs, files=list(source.files)) as writer:
+            with piece_of_work(progress, "packing", bytes_read):
+                _write_dense(writer, source, dense, progress)
+                for stack in stacks:
+                    _write_layer(writer, source, stack, progress)
+            meta["source"]["files"] = digests.result()
+            writer.replace_meta(meta)
+            with piece_of_work(progress, "checking", plan.total_bytes):
+                writer.commit(progress.advance)
     return ConvertSummary(
         path=dest,
         source=source.name,
@@ -193,6 +188,15 @@ def iter_slices(source: Source, info: TensorInfo) -> Iterator[np.ndarray]:
         yield source.read(info.name, start, min(step, info.shape[0] - start))
 
 
+def _write_dense(
+    writer: SetWriter, source: Source, dense: Sequence[TensorInfo], progress: Progress
+) -> None:
+    for info in dense:
+        for data in iter_slices(source, info):
+            writer.write_dense_chunk(info.name, data)
+            progress.advance(data.nbytes)
+
+
 def _write_layer(writer: SetWriter, source: Source, stack: ExpertStack, progress: Progress) -> None:
     for expert in range(stack.num_experts):
         buffers = {
@@ -211,7 +215,6 @@ def _metadata(
     source: Source,
     stacks: Sequence[ExpertStack],
     dense: Sequence[TensorInfo],
-    digests: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
     """Return the container's META: integers and strings only, no clock, host or path."""
     config = source.config
@@ -228,7 +231,7 @@ def _metadata(
         "source": {
             "repository": source.repository,
             "revision": source.revision,
-            "files": digests,
+            "files": {},
         },
         "tensors": _tensors_by_file(source.tensors),
         "counts": {

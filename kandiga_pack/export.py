@@ -18,7 +18,7 @@ from formats.errors import os_errors
 from kandiga_pack import spelling
 from kandiga_pack.convert import check_destination, check_free_space, iter_slices
 from kandiga_pack.errors import PackError
-from kandiga_pack.progress import NoProgress, Progress
+from kandiga_pack.progress import NoProgress, Progress, piece_of_work
 from kandiga_pack.sources.base import TensorInfo
 from kandiga_pack.sources.checkpoint import INDEX_FILE
 from kandiga_pack.sources.container import ContainerSource
@@ -73,12 +73,9 @@ def _export(source: ContainerSource, out: Path, progress: Progress) -> ExportSum
     temporary.mkdir()
     identical = 0
     try:
-        progress.start("exporting", total_bytes)
-        try:
+        with piece_of_work(progress, "exporting", total_bytes):
             for name, tensors in groups.items():
                 identical += _write_shard(source, temporary / name, tensors, progress)
-        finally:
-            progress.finish()
         _write_index(source, temporary)
         for file in source.files:
             with os_errors(temporary / file.name, "written"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 
@@ -29,3 +31,13 @@ class NoProgress:
 
     def finish(self) -> None:
         """Do nothing."""
+
+
+@contextmanager
+def piece_of_work(progress: Progress, what: str, total_bytes: int) -> Iterator[None]:
+    """Start a piece of work and finish it, well or not."""
+    progress.start(what, total_bytes)
+    try:
+        yield
+    finally:
+        progress.finish()

@@ -13,7 +13,7 @@ from formats import KexpError, verify_full, verify_index
 from formats.buffers import as_bytes
 from kandiga_pack.convert import iter_slices
 from kandiga_pack.errors import PackError
-from kandiga_pack.progress import NoProgress, Progress
+from kandiga_pack.progress import NoProgress, Progress, piece_of_work
 from kandiga_pack.sources.base import Source, TensorInfo
 from kandiga_pack.sources.container import ContainerSource
 from kandiga_pack.sources.converted import Quantization
@@ -82,11 +82,8 @@ def verify(
     progress = progress or NoProgress()
     report = VerifyReport(path, level)
     if level == "full":
-        progress.start("verifying", _size_bytes(path))
-        try:
+        with piece_of_work(progress, "verifying", _size_bytes(path)):
             checked = verify_full(path, progress=progress.advance)
-        finally:
-            progress.finish()
     else:
         checked = verify_index(path)
     report.num_shards, report.num_experts = checked.num_shards, checked.num_experts
@@ -125,37 +122,25 @@ def _compare_with(
 def _compare(
     container: ContainerSource, source: Source, report: VerifyReport, progress: Progress
 ) -> None:
-    same: list[TensorInfo] = []
+    same: dict[str, TensorInfo] = {}
     for finding in _compare_listings(container, source, same):
         _add(report, finding)
-    progress.start("comparing", sum(info.length_bytes for info in same))
-    unequal: set[str] = set()
-    names = {info.name for info in same}
-    try:
-        for info in same:
+    with piece_of_work(progress, "comparing", sum(info.length_bytes for info in same.values())):
+        for info in same.values():
             if not container.is_stacked(info.name):
-                _compare_dense(container, source, info, unequal, progress)
+                _compare_dense(container, source, info, report, progress)
         for layer, expert, slices in container.experts():
             for name, data in slices.items():
-                if name in names and not _same_bytes(data, source.read(name, expert, 1)):
-                    unequal.add(name)
-                    _add(
-                        report,
-                        PackError(
-                            f"layer {layer} expert {expert}: {name} differs from {source.name}"
-                        ),
-                    )
-                progress.advance(data.nbytes)
-    finally:
-        progress.finish()
-    for name in unequal:
-        if not container.is_stacked(name):
-            _add(report, PackError(f"{name} differs from {source.name}"))
+                if name in same:
+                    if not _same_bytes(data, source.read(name, expert, 1)):
+                        where = f"layer {layer} expert {expert}: {name}"
+                        _add(report, PackError(f"{where} differs from {source.name}"))
+                    progress.advance(data.nbytes)
     report.tensors_compared = len(same)
 
 
 def _compare_listings(
-    container: ContainerSource, source: Source, same: list[TensorInfo]
+    container: ContainerSource, source: Source, same: dict[str, TensorInfo]
 ) -> Iterator[PackError]:
     """Yield tensors and settings that differ; put tensors of one dtype and shape into `same`."""
     for name, info in container.tensors.items():
@@ -168,7 +153,7 @@ def _compare_listings(
                 f"{source.name}"
             )
         else:
-            same.append(info)
+            same[name] = info
     for name in source.tensors.keys() - container.tensors.keys():
         yield PackError(f"{name} of {source.name} is missing")
     if container.config != source.config:
@@ -185,13 +170,15 @@ def _compare_dense(
     container: ContainerSource,
     source: Source,
     info: TensorInfo,
-    unequal: set[str],
+    report: VerifyReport,
     progress: Progress,
 ) -> None:
+    equal = True
     for ours, theirs in zip(iter_slices(container, info), iter_slices(source, info), strict=True):
-        if not _same_bytes(ours, theirs):
-            unequal.add(info.name)
+        equal &= _same_bytes(ours, theirs)
         progress.advance(ours.nbytes)
+    if not equal:
+        _add(report, PackError(f"{info.name} differs from {source.name}"))
 
 
 def _same_bytes(one: np.ndarray, other: np.ndarray) -> bool:
