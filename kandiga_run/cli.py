@@ -20,7 +20,7 @@ import click
 from kandiga_run.errors import RunError
 from kandiga_run.exit_codes import HELP, ExitCode
 from kandiga_run.failures import describe
-from kandiga_run.output import PROGRAM, Output
+from kandiga_run.output import PROGRAM, Output, OutputClosedError
 from kandiga_run.sizes import parse_size
 
 if TYPE_CHECKING:
@@ -390,9 +390,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     invocation = Invocation()
     try:
         code = cli.main(arguments, PROGRAM, standalone_mode=False, obj=invocation)
-        sys.stdout.flush()
         return code if isinstance(code, int) else ExitCode.OK
-    except BrokenPipeError:
+    except OutputClosedError:
         _silence_stdout()
         return ExitCode.OK
     except click.ClickException as error:
@@ -432,10 +431,7 @@ def _print_usage_error(error: click.ClickException, output: Output) -> None:
 
 
 def _silence_stdout() -> None:
-    """Whoever read our output has left: nothing is wrong, and nothing more is worth saying.
-
-    Without this the interpreter complains when it flushes stdout on exit.
-    """
+    """Keep the interpreter from complaining when it flushes a closed stdout on exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

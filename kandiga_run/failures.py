@@ -1,20 +1,12 @@
-"""The one place that turns an exception into the line a user reads and an exit code.
-
-Error classes are compared by module and name where importing them would load half the program: a
-command line with a typo should not wait for numpy.
-"""
+"""The one place that turns an exception into the line a user reads and an exit code."""
 
 from __future__ import annotations
 
 import errno
 import sys
-from typing import TYPE_CHECKING
 
 from kandiga_run.errors import RunError
 from kandiga_run.exit_codes import ExitCode
-
-if TYPE_CHECKING:
-    from formats import KexpError
 
 _UNREADABLE_ERRNOS = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR}
 
@@ -30,18 +22,18 @@ def describe(error: BaseException) -> tuple[str, ExitCode] | None:
             return _describe_os_error(error)
         case MemoryError():
             return "not enough memory; try a smaller --memory", ExitCode.FAILED
-    if _is_kexp_error(error):
-        return _one_line(str(error)), ExitCode.FAILED
-    return None
+    return _describe_kexp_error(error)
 
 
-def _is_kexp_error(error: BaseException) -> bool:
-    """Whether formats raised this; if it did, it is loaded already."""
-    formats = sys.modules.get("formats")
-    if formats is None:
-        return False
-    kexp_error: type[KexpError] = formats.KexpError
-    return isinstance(error, kexp_error)
+def _describe_kexp_error(error: BaseException) -> tuple[str, ExitCode] | None:
+    if "formats" not in sys.modules:
+        return None  # it cannot have raised this
+    from formats import UNREADABLE_CODES, KexpError
+
+    if not isinstance(error, KexpError):
+        return None
+    is_unreadable = error.code in UNREADABLE_CODES
+    return _one_line(str(error)), ExitCode.UNREADABLE if is_unreadable else ExitCode.FAILED
 
 
 def _describe_os_error(error: OSError) -> tuple[str, ExitCode]:

@@ -15,6 +15,13 @@ _CONTROL = dict.fromkeys(
 )
 
 
+class OutputClosedError(Exception):
+    """Whoever read our standard output has left, as `head` does when it has seen enough.
+
+    Not BrokenPipeError: click handles that one itself, by exit status 1.
+    """
+
+
 class Output:
     """Prints for one invocation, in the way its options and streams ask for."""
 
@@ -44,10 +51,9 @@ class Output:
         if self.is_json or not text:
             return
         self.clear_progress()
-        shown = text.translate(_CONTROL) if self._is_terminal else text
-        self.stdout.write(shown)
-        self.stdout.flush()
+        # Noted first: Ctrl-C may strike as soon as the text is out.
         self._ends_with_newline = text.endswith("\n")
+        self._write(text.translate(_CONTROL) if self._is_terminal else text)
 
     def end_text(self) -> None:
         """End the answer with a newline unless it has one."""
@@ -56,8 +62,7 @@ class Output:
 
     def json(self, value: dict[str, Any]) -> None:
         """Write the result object."""
-        self.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
-        self.stdout.flush()
+        self._write(json.dumps(value, ensure_ascii=False) + "\n")
 
     def notice(self, text: str) -> None:
         """Tell the user something that is neither answer nor error."""
@@ -89,6 +94,13 @@ class Output:
         self.stderr.write(f"\r\x1b[K{what} {done}/{total}")
         self.stderr.flush()
         self._has_progress = True
+
+    def _write(self, text: str) -> None:
+        try:
+            self.stdout.write(text)
+            self.stdout.flush()
+        except BrokenPipeError as error:
+            raise OutputClosedError from error
 
     def clear_progress(self) -> None:
         """Take the progress line away."""

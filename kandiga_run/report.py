@@ -84,8 +84,8 @@ def lossy_notice(run: RunStats) -> str | None:
     if not run.is_lossy:
         return None
     return (
-        f"lossy: {run.num_experts_per_token} experts a token instead of the model's {run.top_k}; "
-        "answers differ from the published model"
+        f"lossy: experts a token {run.num_experts_per_token} instead of the model's {run.top_k}; "
+        "answers differ from the published model's"
     )
 
 
