@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlx_lm.models.cache import make_prompt_cache
+import mlx.core as mx
+from mlx.utils import tree_flatten
+from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache, trim_prompt_cache
+
+from kandiga_run.errors import RunError
+
+_FORMATS = {mx.float32: "f32", mx.float16: "f16", mx.bfloat16: "bf16"}
 
 
 class MlxState:
@@ -19,6 +25,32 @@ class MlxState:
     def nbytes(self) -> int:
         """Return the size of the arrays held, room kept for later tokens included."""
         return sum(entry.nbytes for entry in self.cache) if self.position else 0
+
+    @property
+    def kv_format(self) -> str:
+        """Return how keys and values are held; several formats are joined by "+"."""
+        if not self.position:
+            return ""
+        arrays = (array for _, array in tree_flatten(self.arrays()) if isinstance(array, mx.array))
+        return "+".join(
+            sorted({_FORMATS[array.dtype] for array in arrays if array.dtype in _FORMATS})
+        )
+
+    @property
+    def can_trim(self) -> bool:
+        """Whether past tokens can be taken out again; recurrent layers and full windows cannot."""
+        return bool(can_trim_prompt_cache(self.cache))
+
+    def trim(self, num_tokens: int) -> None:
+        """Forget the last `num_tokens` tokens."""
+        if not 0 <= num_tokens <= self.position:
+            raise ValueError(f"cannot trim {num_tokens} of {self.position} tokens")
+        if num_tokens == 0:
+            return
+        if not self.can_trim:
+            raise RunError("this model's state cannot go back: it keeps no past tokens apart")
+        trim_prompt_cache(self.cache, num_tokens)
+        self.position -= num_tokens
 
     def arrays(self) -> list[Any]:
         """Return what must be evaluated after a step besides the logits.

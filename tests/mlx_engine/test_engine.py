@@ -32,6 +32,7 @@ def test_load_engine_takes_mlx_for_families_the_native_engine_does_not_know(
     assert_close(engine.forward(PROMPT, state), model.reference.prefill[-1:])
     assert state.position == PROMPT.size
     assert state.nbytes > 0
+    assert state.kv_format == "f32"
     engine.close()
     engine.close()
     with pytest.raises(RunError, match="closed"):

@@ -8,6 +8,7 @@ import pytest
 from checkpoints import FAMILIES, reference_logits
 
 from kandiga_run.engine import EngineOptions, Residency
+from kandiga_run.errors import RunError
 from kandiga_run.mlx_engine.engine import MlxEngine
 from kandiga_run.mlx_engine.top_k import TOP_K_KEYS
 
@@ -85,3 +86,20 @@ def test_fewer_experts_equal_plain_mlx_lm_with_a_changed_config(
     with model.engine(EngineOptions(num_experts_per_token=top_k)) as engine:
         assert_close(engine.forward(PROMPT, engine.new_state(64), logits="all"), wanted)
         assert engine.stats.num_experts_per_token == top_k
+
+
+@pytest.mark.parametrize("family", RUNNABLE)
+def test_tokens_taken_back_leave_no_trace(packed: PackedFactory, family: str) -> None:
+    model = packed(family)
+    start = PROMPT[:6]  # within the sliding windows, which forget what has left them
+    with model.engine() as engine:
+        state = engine.new_state(64)
+        engine.forward(start[:4], state)
+        if not state.can_trim:
+            with pytest.raises(RunError, match="cannot go back"):
+                state.trim(1)
+            return
+        engine.forward(PROMPT[-2:], state)
+        state.trim(2)
+        assert state.position == 4
+        assert_close(engine.forward(start[4:], state), model.reference.prefill[5:6])
