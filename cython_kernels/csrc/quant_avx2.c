@@ -4,7 +4,7 @@
 #include "simd_avx2.h"
 
 /* 4 rows x 3 tokens are 12 sums, which leaves 4 of 16 registers for weights and x. */
-enum { TILE_TOKENS = 3 };
+enum { TILE_ROWS = 4, TILE_TOKENS = 3 };
 
 typedef __m256i words;
 
@@ -47,6 +47,12 @@ static inline vf spread(const float* values, words groups) {
     return _mm256_permutevar8x32_ps(_mm256_loadu_ps(values), groups);
 }
 
+static inline int64_t load_eight(const uint8_t* p) {
+    int64_t bytes;
+    memcpy(&bytes, p, sizeof bytes);
+    return bytes;
+}
+
 static inline void unit_codes(int bits, const uint8_t* unit, vf codes[4]) {
     for (int piece = 0; piece < 4; piece++) {
         if (bits == 8) {
@@ -54,11 +60,11 @@ static inline void unit_codes(int bits, const uint8_t* unit, vf codes[4]) {
             codes[piece] = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes));
             continue;
         }
-        const void* at = unit + kandiga_piece_load(bits, piece, 8, 8);
+        const uint8_t* at = unit + kandiga_piece_load(bits, piece, 8, 8);
         int delay = kandiga_piece_delay(bits, piece, 8, 8);
         __m256i control = _mm256_add_epi8(_mm256_loadu_si256((const __m256i*)kandiga_windows[bits]),
                                           _mm256_set1_epi8((char)delay));
-        __m256i bytes = _mm256_broadcastsi128_si256(_mm_loadl_epi64(at));
+        __m256i bytes = _mm256_set1_epi64x(load_eight(at));
         __m256i windows = _mm256_shuffle_epi8(bytes, control);
         __m256i masks = _mm256_loadu_si256((const __m256i*)kandiga_masks[bits]);
         codes[piece] = _mm256_cvtepi32_ps(_mm256_and_si256(windows, masks));

@@ -5,7 +5,7 @@
 #include "simd_neon.h"
 
 /* 4 rows x 6 tokens are 24 sums, which leaves 8 of 32 registers for weights and x. */
-enum { TILE_TOKENS = 6 };
+enum { TILE_ROWS = 4, TILE_TOKENS = 6 };
 
 typedef uint32x4_t words;
 
