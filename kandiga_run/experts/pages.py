@@ -83,6 +83,12 @@ def map_pages(address: int, length: int) -> None:
         _libc.madvise(start, address + length - start, _MADV_POPULATE_READ)
 
 
+def read_without_readahead(address: int, length: int) -> None:
+    """Let later faults in a mapped range read single pages; a hint, never an error."""
+    start = address - address % _PAGE
+    _libc.madvise(start, address + length - start, mmap.MADV_RANDOM)
+
+
 def open_for_random_reads(path: os.PathLike[str]) -> int:
     """Return a descriptor whose reads bring in what was asked for and no readahead."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -17,6 +17,10 @@ class KVCache(Protocol):
         """Return how keys and values are held, such as "f16"."""
 
     @property
+    def length(self) -> int:
+        """Return the number of tokens held."""
+
+    @property
     def nbytes(self) -> int:
         """Return the size of the arrays really held."""
 

@@ -21,7 +21,7 @@ class PlainKVCache:
 
     def __init__(self, num_kv_heads: int, head_dim: int, max_tokens: int, dtype: DTypeLike) -> None:
         self._max_tokens = max_tokens
-        self._length = 0
+        self.length = 0
         capacity = min(_FIRST_CAPACITY, max_tokens)
         self._keys: NDArray[Any] = np.empty((num_kv_heads, capacity, head_dim), dtype)
         self._values: NDArray[Any] = np.empty_like(self._keys)
@@ -43,21 +43,21 @@ class PlainKVCache:
 
     def append(self, keys: NDArray[np.float32], values: NDArray[np.float32]) -> None:
         """Add keys and values (T, num_kv_heads, head_dim)."""
-        length = self._length + keys.shape[0]
+        length = self.length + keys.shape[0]
         if length > self._keys.shape[1]:
             self._grow(length)
-        kv_append(keys, values, self._keys, self._values, self._length)
-        self._length = length
+        kv_append(keys, values, self._keys, self._values, self.length)
+        self.length = length
 
     def attend(self, queries: NDArray[np.float32], scale: float, out: NDArray[np.float32]) -> None:
         """Attend causally from the last T tokens; queries, out (T, num_heads, head_dim)."""
-        attention(queries, self._keys, self._values, self._length, scale, out)
+        attention(queries, self._keys, self._values, self.length, scale, out)
 
     def trim(self, num_tokens: int) -> None:
         """Forget the last tokens; their memory stays for the next ones."""
-        if not 0 <= num_tokens <= self._length:
-            raise ValueError(f"cannot trim {num_tokens} of {self._length} tokens")
-        self._length -= num_tokens
+        if not 0 <= num_tokens <= self.length:
+            raise ValueError(f"cannot trim {num_tokens} of {self.length} tokens")
+        self.length -= num_tokens
 
     def _grow(self, length: int) -> None:
         if length > self._max_tokens:
@@ -68,5 +68,5 @@ class PlainKVCache:
 
     def _enlarged(self, old: NDArray[Any], capacity: int) -> NDArray[Any]:
         new = np.empty((old.shape[0], capacity, old.shape[2]), old.dtype)
-        new[:, : self._length] = old[:, : self._length]
+        new[:, : self.length] = old[:, : self.length]
         return new

@@ -84,6 +84,17 @@ class Decoder:
         logits (T, vocab_size) is filled for every token, (1, vocab_size) for the last one, None
         computes none.
         """
+        try:
+            normed = self._layers_forward(tokens, state)
+        except BaseException:
+            state.undo_unfinished()
+            raise
+        state.position += tokens.shape[0]
+        if logits is not None:
+            self._head.forward(normed[-logits.shape[0] :], logits)
+
+    def _layers_forward(self, tokens: NDArray[np.int32], state: NativeState) -> Array:
+        """Return the normalized hidden states (T, H) that the head reads."""
         num_tokens = tokens.shape[0]
         hidden = self._scratch.rows("hidden", num_tokens, self._hidden_size)
         normed = self._scratch.rows("normed", num_tokens, self._hidden_size)
@@ -97,6 +108,4 @@ class Decoder:
             layer.post_norm.add_forward(hidden, delta, normed)
             layer.feed_forward.forward(normed, delta)
             next_norm.add_forward(hidden, delta, normed)
-        state.position += num_tokens
-        if logits is not None:
-            self._head.forward(normed[-logits.shape[0] :], logits)
+        return normed

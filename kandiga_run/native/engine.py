@@ -20,7 +20,7 @@ from kandiga_run.native.builder import Builder
 from kandiga_run.native.decoder import Decoder
 from kandiga_run.native.scratch import Scratch
 from kandiga_run.native.state import NativeState
-from kandiga_run.native.warm import bring_in_dense
+from kandiga_run.native.warm import bring_in_dense, expect_single_rows
 from kandiga_run.native.weights import Weights
 from kandiga_run.stats import RunStats
 
@@ -58,11 +58,15 @@ class NativeEngine:
             options.num_experts_per_token, model.top_k, model.max_num_experts
         )
         self._kv_dtype = _kv_dtype(model, options.kv_dtype)
-        self._dense_bytes = weights.nbytes
+        self._weights = weights
         self._scratch_bytes = scratch.nbytes
         self._states: weakref.WeakSet[NativeState] = weakref.WeakSet()
         self._share_memory(new_state_tokens=1)
-        bring_in_dense(model, weights.used)
+        if options.memory_bytes is None:
+            bring_in_dense(model, weights.used)
+        else:
+            bring_in_dense(model, weights.used - weights.by_row)
+            expect_single_rows(model, weights.by_row)
 
     def new_state(self, max_tokens: int) -> NativeState:
         """Return an empty sequence; RunError when the memory budget has no room for it."""
@@ -111,6 +115,8 @@ class NativeEngine:
     def _check(self, tokens: NDArray[np.int32], state: NativeState) -> None:
         if tokens.ndim != 1 or tokens.size == 0:
             raise RunError(f"tokens of shape {tokens.shape}, wanted (T,) with at least one")
+        if state.is_broken:
+            raise RunError("an earlier call on this state failed halfway; start a new one")
         if state.position + tokens.size > state.max_tokens:
             raise RunError(
                 f"{tokens.size} more tokens at position {state.position} exceed the "
@@ -138,12 +144,13 @@ class NativeEngine:
         decoder = self._open_decoder()
         lengths = [new_state_tokens, *(state.max_tokens for state in self._states)]
         kv_bytes = sum(decoder.state_bytes(length, self._kv_dtype) for length in lengths)
-        fixed = self._own_bytes + self._dense_bytes + self._scratch_bytes + kv_bytes
+        dense_bytes = self._weights.nbytes + self._weights.touched_bytes(sum(lengths))
+        fixed = self._own_bytes + dense_bytes + self._scratch_bytes + kv_bytes
         least = smallest_budget(self._model.container)
         if budget < fixed + least:
             raise RunError(
                 f"a memory budget of {budget / _MIB:.1f} MiB cannot work: this process takes "
-                f"{self._own_bytes / _MIB:.1f}, dense weights {self._dense_bytes / _MIB:.1f}, "
+                f"{self._own_bytes / _MIB:.1f}, dense weights {dense_bytes / _MIB:.1f}, "
                 f"buffers {self._scratch_bytes / _MIB:.1f}, the KV cache of {sum(lengths)} tokens "
                 f"{kv_bytes / _MIB:.1f}, experts at least {least / _MIB:.1f}; the smallest that "
                 f"works is {(fixed + least) / _MIB + 0.05:.1f} MiB"

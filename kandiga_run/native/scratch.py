@@ -1,8 +1,9 @@
 """The buffers between kernels, allocated once and shared by all layers.
 
 Blocks declare what they need when they are built, so the size of everything is known before the
-first token: that is what a memory budget is checked against. A buffer is allocated at its full
-size; the system charges only the part that chunks really touch.
+first token: that is what a memory budget is checked against. Blocks of different groups never run
+at the same time, so their buffers lie over each other. Memory is allocated at its full size; the
+system charges only the part that chunks really touch.
 """
 
 from __future__ import annotations
@@ -12,14 +13,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+_ALIGN = 64  # a cache line, and the widest vector register
+
 
 class Scratch:
-    """Named buffers for chunks of up to `max_rows` tokens; the same name is the same memory."""
+    """Named buffers for chunks of up to `max_rows` tokens; the same name is the same memory.
+
+    A name is "group/buffer": only buffers of one group, and those without a group, hold their
+    values at the same time.
+    """
 
     def __init__(self, max_rows: int) -> None:
         self.max_rows = max_rows
         self._bytes: dict[str, int] = {}
-        self._buffers: dict[str, NDArray[np.uint8]] = {}
+        self._offsets: dict[str, int] = {}
+        self._memory: NDArray[np.uint8] | None = None
         self._views: dict[tuple[Any, ...], NDArray[Any]] = {}
 
     def declare(self, name: str, width: int, dtype: DTypeLike = np.float32) -> None:
@@ -28,12 +36,17 @@ class Scratch:
 
     def declare_bytes(self, name: str, nbytes: int) -> None:
         """Announce a buffer whose size does not follow from the number of rows."""
+        if self._memory is not None:
+            raise RuntimeError(f"scratch {name!r} declared after the first use of another buffer")
+        nbytes = -(-nbytes // _ALIGN) * _ALIGN
         self._bytes[name] = max(nbytes, self._bytes.get(name, 0))
 
     @property
     def nbytes(self) -> int:
-        """Return what all declared buffers hold for the largest chunk."""
-        return sum(self._bytes.values())
+        """Return what all buffers take together for the largest chunk."""
+        by_group = self._bytes_by_group()
+        without_group = by_group.pop("", 0)
+        return without_group + max(by_group.values(), default=0)
 
     def rows(
         self, name: str, num_rows: int, *shape: int, dtype: DTypeLike = np.float32
@@ -53,6 +66,28 @@ class Scratch:
         needed = int(np.prod(shape)) * dtype.itemsize
         if needed > self._bytes[name]:
             raise ValueError(f"scratch {name!r}: {needed} bytes wanted of {self._bytes[name]}")
-        if name not in self._buffers:
-            self._buffers[name] = np.empty(self._bytes[name], np.uint8)
-        return self._buffers[name][:needed].view(dtype).reshape(shape)
+        if self._memory is None:
+            self._memory = self._allocate()
+        start = self._offsets[name]
+        return self._memory[start : start + needed].view(dtype).reshape(shape)
+
+    def _allocate(self) -> NDArray[np.uint8]:
+        """Place every buffer: first those without a group, then each group over the others."""
+        first_of_groups = self._bytes_by_group().get("", 0)
+        ends: dict[str, int] = {"": 0}
+        for name, nbytes in self._bytes.items():
+            group = _group(name)
+            self._offsets[name] = ends.setdefault(group, first_of_groups)
+            ends[group] += nbytes
+        memory = np.empty(self.nbytes + _ALIGN, np.uint8)
+        return memory[-memory.ctypes.data % _ALIGN :]
+
+    def _bytes_by_group(self) -> dict[str, int]:
+        totals: dict[str, int] = {}
+        for name, nbytes in self._bytes.items():
+            totals[_group(name)] = totals.get(_group(name), 0) + nbytes
+        return totals
+
+
+def _group(name: str) -> str:
+    return name.rpartition("/")[0]

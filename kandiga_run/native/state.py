@@ -18,6 +18,7 @@ class NativeState:
         self.caches = tuple(caches)
         self.max_tokens = max_tokens
         self.position = 0
+        self._broken = False
 
     @property
     def nbytes(self) -> int:
@@ -29,6 +30,19 @@ class NativeState:
         """Return how keys and values are held; several formats are joined by "+"."""
         caches = (cache for cache in self.caches if not isinstance(cache, RecurrentState))
         return "+".join(sorted({cache.format for cache in caches}))
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether a failed or interrupted call left layers that have seen different tokens."""
+        return self._broken
+
+    def undo_unfinished(self) -> None:
+        """Bring every layer back to `position` after a call that did not reach the last one."""
+        for cache in self.caches:
+            if isinstance(cache, RecurrentState):
+                self._broken = True
+            else:
+                cache.trim(cache.length - self.position)
 
     @property
     def can_trim(self) -> bool:

@@ -14,6 +14,7 @@ from kandiga_run.experts.pages import (
     map_pages,
     open_for_random_reads,
     read_into_page_cache,
+    read_without_readahead,
 )
 from kandiga_run.experts.reader import Pending, ReaderPool
 from kandiga_run.stats import RunStats
@@ -34,6 +35,14 @@ def bring_in_dense(model: Model, names: Iterable[str]) -> None:
         shard = model.container.shards[number]
         base = address_of(memoryview(shard.mmap))
         _bring_in(shard.path, base, list(_pieces(tensors)))
+
+
+def expect_single_rows(model: Model, names: Iterable[str]) -> None:
+    """Let page faults in these tensors read the page they need, and no readahead around it."""
+    for name in names:
+        tensor = model.dense[name]
+        base = address_of(memoryview(model.container.shards[tensor.shard].mmap))
+        read_without_readahead(base + tensor.offset_bytes, tensor.length_bytes)
 
 
 def _bring_in(path: os.PathLike[str], base: int, pieces: list[tuple[int, int]]) -> None:

@@ -7,6 +7,7 @@ shapes stored, tensor by tensor, so mixed quantization needs no table.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
 
 import numpy as np
@@ -27,6 +28,8 @@ class Weights:
         self._model = model
         #: names of the tensors taken so far
         self.used: set[str] = set()
+        #: those of them of which a token touches one row: an embedding that is not the head too
+        self.by_row: set[str] = set()
         self._ignored: set[str] = set()
         #: Added to norm weights: 1 for checkpoints that store them relative to one.
         self.norm_offset = 0.0
@@ -39,8 +42,13 @@ class Weights:
 
     @property
     def nbytes(self) -> int:
-        """Return the stored size of the tensors used so far."""
-        return sum(self._model.dense[name].length_bytes for name in self.used)
+        """Return the stored size of the tensors that every token reads in full."""
+        return sum(self._model.dense[name].length_bytes for name in self.used - self.by_row)
+
+    def touched_bytes(self, num_tokens: int) -> int:
+        """Return the most that `num_tokens` tokens can touch of the tensors read by row."""
+        tensors = [self._model.dense[name] for name in self.by_row]
+        return sum(min(t.length_bytes, num_tokens * _row_pages_bytes(t)) for t in tensors)
 
     def linear(
         self, name: str, out_features: int, in_features: int, *, bias: bool = False
@@ -62,6 +70,13 @@ class Weights:
             dtype=dtype,
             bias=bias_values,
         )
+
+    def table(self, name: str, num_rows: int, num_columns: int) -> Matrix:
+        """Return a matrix of which a token needs a single row."""
+        before = set(self.used)
+        matrix = self.linear(name, num_rows, num_columns)
+        self.by_row.update(self.used - before)
+        return matrix
 
     def vector(self, name: str, *shape: int) -> NDArray[np.float32]:
         """Return a small tensor of this shape as a float32 copy."""
@@ -146,6 +161,12 @@ class Weights:
             return self._model.dense[name]
         except KeyError:
             raise RunError(f"{name}: no such tensor in the container") from None
+
+
+def _row_pages_bytes(tensor: DenseTensor) -> int:
+    """Return the pages that one row may lie on; rows are not aligned to pages."""
+    row_bytes = tensor.length_bytes // tensor.shape[0]
+    return (-(-row_bytes // mmap.PAGESIZE) + 1) * mmap.PAGESIZE
 
 
 def to_float32(array: NDArray[np.generic], dtype: str, name: str) -> NDArray[np.float32]:

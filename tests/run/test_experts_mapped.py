@@ -1,6 +1,8 @@
 """Mapped experts: cold ones are read by workers before the kernels see them."""
 
 import os
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +13,19 @@ from kandiga_run.experts.mapped import MappedStore
 from kandiga_run.experts.pages import absent_bytes, address_of, read_into_page_cache
 
 
+# Experts of 1 MB: opening a container touches its index, and the kernel may keep a few hundred
+# kilobytes around each page that is mapped.
+LARGE = {"hidden_size": 1024, "moe_intermediate_size": 512}
+
+
 @pytest.fixture
-def cold(packed: PackedModels) -> Model:
-    """A model whose experts are not in the page cache."""
-    with Model.open(packed("qwen3_moe").container) as model:
+def cold(packed: PackedModels, tmp_path: Path) -> Model:
+    """A model whose experts are not in the page cache.
+
+    A copy, since pages that anybody has mapped cannot be dropped.
+    """
+    container = packed("qwen3_moe", overrides=LARGE).container
+    with Model.open(shutil.copytree(container, tmp_path / "container")) as model:
         for shard in model.container.shards:
             os.fsync(shard.fd)  # only clean pages can be dropped
             os.posix_fadvise(shard.fd, 0, 0, os.POSIX_FADV_DONTNEED)

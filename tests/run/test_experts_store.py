@@ -10,6 +10,7 @@ from packed import PackedModels
 
 from formats import KexpError
 from kandiga_run.container import Model
+from kandiga_run.engine import load_engine
 from kandiga_run.errors import RunError
 from kandiga_run.experts.store import ExpertStore, open_store
 
@@ -85,6 +86,14 @@ def test_a_damaged_block_is_named(damaged: Path, residency: str, check: str) -> 
             assert (caught.value.layer, caught.value.expert) == (1, 3)
         assert sorted(arrived(store, model.container, 1, [0, 5])) == [0, 5]
         store.close()
+
+
+@pytest.mark.parametrize("residency", RESIDENCIES)
+def test_a_forward_call_names_a_damaged_block(damaged: Path, residency: str) -> None:
+    engine = load_engine(damaged, engine="native", residency=residency, num_experts_per_token=8)
+    with pytest.raises(KexpError, match=r"layer 1 expert 3.*E_BLOCK_CRC"):
+        engine.forward(np.array([5], np.int32), engine.new_state(8))
+    engine.close()
 
 
 @pytest.mark.parametrize("residency", RESIDENCIES)

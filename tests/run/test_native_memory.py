@@ -39,8 +39,9 @@ def test_context_and_experts_share_the_budget(packed: PackedModels) -> None:
         engine.new_state(1_000_000)
 
     kv_bytes_per_token = 2 * 2 * 2 * 32 * 4  # layers, keys and values, heads, head_dim, float32
-    fixed = engine._own_bytes + engine._dense_bytes + engine._scratch_bytes
-    long = engine.new_state((budget - fixed - all_experts // 2) // kv_bytes_per_token)
+    fixed = engine._own_bytes + engine._scratch_bytes
+    dense = engine._weights.nbytes + engine._weights.touched_bytes(1_000_000)
+    long = engine.new_state((budget - fixed - dense - all_experts // 2) // kv_bytes_per_token)
     assert engine._store.nbytes <= all_experts // 2
     logits = engine.forward(PROMPT, long)
     del long

@@ -1,5 +1,8 @@
 """States: room, trimming, growth, and what they weigh."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 from packed import PackedModels
@@ -65,6 +68,20 @@ def test_a_closed_engine(packed: PackedModels) -> None:
         engine.forward(PROMPT[:1], state)
 
 
+@pytest.mark.parametrize("residency", ["mapped", "owned"])
+def test_closing_unmaps_the_container(packed: PackedModels, tmp_path: Path, residency: str) -> None:
+    container = shutil.copytree(packed("qwen3_next").container, tmp_path / "container")
+    engine = load_engine(container, engine="native", residency=residency)
+    state = engine.new_state(40)
+    engine.forward(PROMPT, state)
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("this system does not list mappings")
+    assert str(container) in maps.read_text()
+    engine.close()
+    assert str(container) not in maps.read_text()
+
+
 def test_trimming_goes_back(engine: Engine) -> None:
     state = engine.new_state(64)
     engine.forward(PROMPT[:20], state)
@@ -122,3 +139,43 @@ def test_the_cache_is_as_precise_as_the_checkpoint(
     engine = load_engine(packed("qwen3_moe", dtype=dtype).container, engine="native")
     assert engine.new_state(10).nbytes == 2 * (2 * 2 * 32) * 10 * item_bytes
     engine.close()
+
+
+def interrupt_once(engine: Engine, monkeypatch: pytest.MonkeyPatch, layer: int) -> None:
+    """Let the next use of a layer's experts end as Ctrl-C would."""
+    fetch = engine._store.fetch
+
+    def interrupted(fetched_layer: int, experts: np.ndarray) -> object:
+        if fetched_layer == layer:
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+        return fetch(fetched_layer, experts)
+
+    monkeypatch.setattr(engine._store, "fetch", interrupted)
+
+
+def test_an_interrupted_call_leaves_no_trace(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, untouched = engine.new_state(64), engine.new_state(64)
+    for each in (state, untouched):
+        engine.forward(PROMPT[:10], each)
+    interrupt_once(engine, monkeypatch, layer=1)
+    with pytest.raises(KeyboardInterrupt):
+        engine.forward(PROMPT[10:], state)
+    assert state.position == 10
+    np.testing.assert_array_equal(
+        engine.forward(PROMPT[20:], state), engine.forward(PROMPT[20:], untouched)
+    )
+
+
+def test_an_interrupted_recurrent_state_is_not_used_again(
+    hybrid: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = hybrid.new_state(64)
+    interrupt_once(hybrid, monkeypatch, layer=0)
+    with pytest.raises(KeyboardInterrupt):
+        hybrid.forward(PROMPT, state)
+    with pytest.raises(RunError, match="start a new one"):
+        hybrid.forward(PROMPT, state)
+    hybrid.forward(PROMPT, hybrid.new_state(64))

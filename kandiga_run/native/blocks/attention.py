@@ -60,10 +60,10 @@ class Attention:
                 weights.norm(f"{name}.k_norm.weight", dim),
                 shape.head_norm_eps,
             )
-        scratch.declare("queries", query_width)
-        scratch.declare("keys", kv_heads * dim)
-        scratch.declare("values", kv_heads * dim)
-        scratch.declare("attended", heads * dim)
+        scratch.declare("attention/queries", query_width)
+        scratch.declare("attention/keys", kv_heads * dim)
+        scratch.declare("attention/values", kv_heads * dim)
+        scratch.declare("attention/attended", heads * dim)
 
     def new_cache(self, max_tokens: int, kv_dtype: DTypeLike) -> PlainKVCache:
         """Return an empty cache for this layer."""
@@ -84,9 +84,9 @@ class Attention:
             shape.num_kv_heads,
             shape.head_dim,
         )
-        keys = scratch.rows("keys", num_tokens, kv_heads, dim)
-        values = scratch.rows("values", num_tokens, kv_heads, dim)
-        attended = scratch.rows("attended", num_tokens, heads, dim)
+        keys = scratch.rows("attention/keys", num_tokens, kv_heads, dim)
+        values = scratch.rows("attention/values", num_tokens, kv_heads, dim)
+        attended = scratch.rows("attention/attended", num_tokens, heads, dim)
         projected = self._project(x)
         queries = projected[:, :, :dim]
         if self._head_norms is not None:
@@ -99,7 +99,7 @@ class Attention:
         cache.attend(queries, self._scale, attended)
         if shape.gated:
             sigmoid_mul(attended, projected[:, :, dim:], attended)
-        matmul(self._o_proj, scratch.rows("attended", num_tokens, heads * dim), out)
+        matmul(self._o_proj, scratch.rows("attention/attended", num_tokens, heads * dim), out)
 
     def _project(self, x: Array) -> Array:
         """Fill keys and values from x (T, H); return queries, and their gates if any.
@@ -110,8 +110,8 @@ class Attention:
         shape, scratch, num_tokens = self._shape, self._scratch, x.shape[0]
         kv_width = shape.num_kv_heads * shape.head_dim
         head_width = shape.head_dim * (2 if shape.gated else 1)
-        flat = scratch.rows("queries", num_tokens, shape.num_heads * head_width)
-        keys = scratch.rows("keys", num_tokens, kv_width)
-        values = scratch.rows("values", num_tokens, kv_width)
+        flat = scratch.rows("attention/queries", num_tokens, shape.num_heads * head_width)
+        keys = scratch.rows("attention/keys", num_tokens, kv_width)
+        values = scratch.rows("attention/values", num_tokens, kv_width)
         matmul_many((self._q_proj, self._k_proj, self._v_proj), x, (flat, keys, values))
-        return scratch.rows("queries", num_tokens, shape.num_heads, head_width)
+        return scratch.rows("attention/queries", num_tokens, shape.num_heads, head_width)

@@ -39,8 +39,9 @@ def embedding_and_head(
     weights: Weights, embed_name: str, head_name: str, vocab_size: int, hidden_size: int, tied: bool
 ) -> tuple[Embedding, Head]:
     """Return both ends of the decoder; a tied head ignores a stored lm_head, as mlx-lm does."""
-    embedding = Embedding(weights.linear(embed_name, vocab_size, hidden_size))
     if tied:
         weights.ignore(f"{head_name}.")
-        return embedding, Head(embedding.table)
+        table = weights.linear(embed_name, vocab_size, hidden_size)
+        return Embedding(table), Head(table)
+    embedding = Embedding(weights.table(embed_name, vocab_size, hidden_size))
     return embedding, Head(weights.linear(head_name, vocab_size, hidden_size))

@@ -77,18 +77,18 @@ class Projected:
 
     @staticmethod
     def declare(shape: GatedDeltaShape, scratch: Scratch) -> None:
-        scratch.declare("delta_qkv", shape.conv_dim)
-        scratch.declare("delta_z", shape.value_dim)
-        scratch.declare("delta_b", shape.num_value_heads)
-        scratch.declare("delta_a", shape.num_value_heads)
+        scratch.declare("gated_delta/qkv", shape.conv_dim)
+        scratch.declare("gated_delta/z", shape.value_dim)
+        scratch.declare("gated_delta/b", shape.num_value_heads)
+        scratch.declare("gated_delta/a", shape.num_value_heads)
 
     @staticmethod
     def rows(shape: GatedDeltaShape, scratch: Scratch, num_tokens: int) -> Projected:
         return Projected(
-            scratch.rows("delta_qkv", num_tokens, shape.conv_dim),
-            scratch.rows("delta_z", num_tokens, shape.value_dim),
-            scratch.rows("delta_b", num_tokens, shape.num_value_heads),
-            scratch.rows("delta_a", num_tokens, shape.num_value_heads),
+            scratch.rows("gated_delta/qkv", num_tokens, shape.conv_dim),
+            scratch.rows("gated_delta/z", num_tokens, shape.value_dim),
+            scratch.rows("gated_delta/b", num_tokens, shape.num_value_heads),
+            scratch.rows("gated_delta/a", num_tokens, shape.num_value_heads),
         )
 
 
@@ -144,14 +144,14 @@ class FusedProjection:
         self._shape = shape
         self._scratch = scratch
         Projected.declare(shape, scratch)
-        scratch.declare("delta_qkvz", self._qkvz_width)
-        scratch.declare("delta_ba", self._ba_width)
+        scratch.declare("gated_delta/qkvz", self._qkvz_width)
+        scratch.declare("gated_delta/ba", self._ba_width)
 
     def forward(self, x: Array) -> Projected:
         """Project x (T, H)."""
         shape, num_tokens = self._shape, x.shape[0]
-        qkvz = self._scratch.rows("delta_qkvz", num_tokens, self._qkvz_width)
-        ba = self._scratch.rows("delta_ba", num_tokens, self._ba_width)
+        qkvz = self._scratch.rows("gated_delta/qkvz", num_tokens, self._qkvz_width)
+        ba = self._scratch.rows("gated_delta/ba", num_tokens, self._ba_width)
         matmul_many(self._matrices, x, (qkvz, ba))
         projected = Projected.rows(shape, self._scratch, num_tokens)
         key_heads = shape.num_key_heads
@@ -192,11 +192,10 @@ class GatedDeltaNet:
         self._dt_bias = weights.vector(f"{name}.dt_bias", shape.num_value_heads)
         self._norm_weight = weights.vector(f"{name}.norm.weight", shape.value_head_dim)
         self._out_proj = weights.linear(f"{name}.out_proj", shape.hidden_size, shape.value_dim)
-        scratch.declare("delta_convolved", shape.conv_dim)
-        scratch.declare("delta_decay", shape.num_value_heads)
-        scratch.declare("delta_beta", shape.num_value_heads)
-        scratch.declare("delta_out", shape.value_dim)
-        scratch.declare("delta_normed", shape.value_dim)
+        scratch.declare("gated_delta/convolved", shape.conv_dim)
+        scratch.declare("gated_delta/decay", shape.num_value_heads)
+        scratch.declare("gated_delta/beta", shape.num_value_heads)
+        scratch.declare("gated_delta/out", shape.value_dim)
 
     def new_cache(self, max_tokens: int, kv_dtype: object) -> RecurrentState:
         """Return the state before the first token; neither argument changes its size."""
@@ -216,21 +215,20 @@ class GatedDeltaNet:
         """Advance the state over x (T, H) and write out (T, H)."""
         shape, scratch, num_tokens = self._shape, self._scratch, x.shape[0]
         projected = self._projection.forward(x)
-        convolved = scratch.rows("delta_convolved", num_tokens, shape.conv_dim)
+        convolved = scratch.rows("gated_delta/convolved", num_tokens, shape.conv_dim)
         causal_conv(projected.qkv, self._conv_weight, cache.conv, convolved)
         queries, keys, values = split_qkv(shape, convolved)
         l2_normalize_heads(queries, _NORMALIZE_EPS, shape.key_head_dim**-0.5)
         l2_normalize_heads(keys, _NORMALIZE_EPS, 1.0)
-        decay = scratch.rows("delta_decay", num_tokens, shape.num_value_heads)
-        beta = scratch.rows("delta_beta", num_tokens, shape.num_value_heads)
+        decay = scratch.rows("gated_delta/decay", num_tokens, shape.num_value_heads)
+        beta = scratch.rows("gated_delta/beta", num_tokens, shape.num_value_heads)
         gated_delta_gates(projected.a, projected.b, self._a_log, self._dt_bias, decay, beta)
         value_heads = (num_tokens, shape.num_value_heads, shape.value_head_dim)
-        mixed = scratch.rows("delta_out", *value_heads)
+        mixed = scratch.rows("gated_delta/out", *value_heads)
         gated_delta(queries, keys, values, decay, beta, cache.delta, mixed)
-        normed = scratch.rows("delta_normed", *value_heads)
         gate = projected.z.reshape(value_heads)
-        rms_norm_gated(mixed, gate, self._norm_weight, shape.norm_eps, normed)
-        matmul(self._out_proj, normed.reshape(num_tokens, shape.value_dim), out)
+        rms_norm_gated(mixed, gate, self._norm_weight, shape.norm_eps, mixed)
+        matmul(self._out_proj, mixed.reshape(num_tokens, shape.value_dim), out)
 
 
 def split_qkv(shape: GatedDeltaShape, qkv: Array) -> tuple[Array, Array, Array]:

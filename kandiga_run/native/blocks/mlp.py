@@ -28,13 +28,13 @@ class MLP:
         self._down = weights.linear(f"{name}.down_proj", hidden_size, intermediate_size)
         self._intermediate_size = intermediate_size
         self._scratch = scratch
-        scratch.declare("mlp_gate", intermediate_size)
-        scratch.declare("mlp_up", intermediate_size)
+        scratch.declare("feed_forward/gate", intermediate_size)
+        scratch.declare("feed_forward/up", intermediate_size)
 
     def forward(self, x: Array, out: Array) -> None:
         """Compute x (T, H) into out (T, H)."""
-        gate = self._scratch.rows("mlp_gate", x.shape[0], self._intermediate_size)
-        up = self._scratch.rows("mlp_up", x.shape[0], self._intermediate_size)
+        gate = self._scratch.rows("feed_forward/gate", x.shape[0], self._intermediate_size)
+        up = self._scratch.rows("feed_forward/up", x.shape[0], self._intermediate_size)
         matmul_many((self._gate, self._up), x, (gate, up))
         silu_mul(gate, up, gate)
         matmul(self._down, gate, out)

@@ -61,13 +61,13 @@ class SharedExpert:
         self._gate = weights.linear(f"{name}.shared_expert_gate", 1, hidden_size)
         self._hidden_size = hidden_size
         self._scratch = scratch
-        scratch.declare("shared_expert", hidden_size)
-        scratch.declare("shared_expert_gate", 1)
+        scratch.declare("feed_forward/shared_expert", hidden_size)
+        scratch.declare("feed_forward/shared_expert_gate", 1)
 
     def add_forward(self, x: Array, out: Array) -> None:
         """Add the shared expert's answer to x (T, H) to out (T, H)."""
-        answer = self._scratch.rows("shared_expert", x.shape[0], self._hidden_size)
-        gate = self._scratch.rows("shared_expert_gate", x.shape[0], 1)
+        answer = self._scratch.rows("feed_forward/shared_expert", x.shape[0], self._hidden_size)
+        gate = self._scratch.rows("feed_forward/shared_expert_gate", x.shape[0], 1)
         self._mlp.forward(x, answer)
         matmul(self._gate, x, gate)
         sigmoid_scale_add(answer, gate, out)
@@ -129,28 +129,37 @@ class MoE:
         self._scratch = scratch
         self._shared_expert = shared_expert
         self._router = weights.linear(f"{name}.gate", shape.num_experts, shape.hidden_size)
-        scratch.declare("router_logits", shape.num_experts)
-        scratch.declare("router_experts", shape.top_k, np.int32)
-        scratch.declare("router_scores", shape.top_k)
-        scratch.declare("expert_order", shape.top_k, np.int32)
-        scratch.declare("expert_outputs", shape.top_k * shape.hidden_size)
+        scratch.declare("feed_forward/router_logits", shape.num_experts)
+        scratch.declare("feed_forward/router_experts", shape.top_k, np.int32)
+        scratch.declare("feed_forward/router_scores", shape.top_k)
+        scratch.declare("feed_forward/expert_order", shape.top_k, np.int32)
+        scratch.declare("feed_forward/expert_outputs", shape.top_k * shape.hidden_size)
         scratch.declare_bytes(
-            "expert_scratch", expert_scratch(layout, scratch.max_rows * shape.top_k).nbytes
+            "feed_forward/expert_scratch",
+            expert_scratch(layout, scratch.max_rows * shape.top_k).nbytes,
         )
 
     def forward(self, x: Array, out: Array) -> None:
         """Compute x (T, H) into out (T, H)."""
         num_tokens, top_k = x.shape[0], self._shape.top_k
-        indices = self._scratch.rows("router_experts", num_tokens, top_k, dtype=np.int32)
-        scores = self._scratch.rows("router_scores", num_tokens, top_k)
-        logits = self._scratch.rows("router_logits", num_tokens, self._shape.num_experts)
+        indices = self._scratch.rows(
+            "feed_forward/router_experts", num_tokens, top_k, dtype=np.int32
+        )
+        scores = self._scratch.rows("feed_forward/router_scores", num_tokens, top_k)
+        logits = self._scratch.rows(
+            "feed_forward/router_logits", num_tokens, self._shape.num_experts
+        )
         matmul(self._router, x, logits)
         top_k_routing(logits, top_k, self._shape.routing, indices, scores)
 
         num_pairs = num_tokens * top_k
-        outputs = self._scratch.rows("expert_outputs", num_tokens, top_k, self._shape.hidden_size)
+        outputs = self._scratch.rows(
+            "feed_forward/expert_outputs", num_tokens, top_k, self._shape.hidden_size
+        )
         outputs = outputs.reshape(num_pairs, self._shape.hidden_size)
-        order = self._scratch.rows("expert_order", num_tokens, top_k, dtype=np.int32).reshape(-1)
+        order = self._scratch.rows(
+            "feed_forward/expert_order", num_tokens, top_k, dtype=np.int32
+        ).reshape(-1)
         choice = Choice.group(indices)
         place = {expert: i for i, expert in enumerate(choice.experts.tolist())}
         out.fill(0.0)
@@ -189,6 +198,6 @@ class MoE:
             rows,
             x,
             outputs[done:end],
-            self._scratch.whole("expert_scratch"),
+            self._scratch.whole("feed_forward/expert_scratch"),
         )
         return end
