@@ -69,6 +69,7 @@ def stats_rows(engine: Engine, state: State, stats: GenerationStats) -> list[tup
             "waited for reads",
             f"{decode.read_wait_seconds:.2f} s of {stats.decode_seconds:.2f} s decode",
         ),
+        *_device_rows(stats),
         ("experts a token", _experts_per_token(run)),
         (
             "engine",
@@ -106,7 +107,23 @@ def _phase_json(
         "experts_read": run.experts_read,
         "experts_reused": run.experts_reused,
         "read_wait_seconds": run.read_wait_seconds,
+        "device_waits": run.device_waits,
+        "device_wait_seconds": run.device_wait_seconds,
     }
+
+
+def _device_rows(stats: GenerationStats) -> list[tuple[str, str]]:
+    """Return what waiting for the router's choice cost, where another device makes it."""
+    decode = stats.decode
+    if not decode.device_waits:
+        return []
+    return [
+        (
+            "waited for mlx",
+            f"{decode.device_wait_seconds:.2f} s of {stats.decode_seconds:.2f} s decode, "
+            f"{decode.device_waits} times",
+        )
+    ]
 
 
 def _memory_json(memory: MemoryUse) -> dict[str, int | None]:
