@@ -20,7 +20,7 @@ import click
 from kandiga_run.errors import RunError
 from kandiga_run.exit_codes import HELP, ExitCode
 from kandiga_run.failures import describe
-from kandiga_run.output import PROGRAM, Output, OutputClosedError
+from kandiga_run.output import PROGRAM, Output
 from kandiga_run.sizes import parse_size
 
 if TYPE_CHECKING:
@@ -389,25 +389,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
     invocation = Invocation()
     try:
-        code = cli.main(arguments, PROGRAM, standalone_mode=False, obj=invocation)
-        return code if isinstance(code, int) else ExitCode.OK
-    except OutputClosedError:
-        _silence_stdout()
-        return ExitCode.OK
+        # Not click's own main: it would take Ctrl-C and a closed pipe for itself.
+        with cli.make_context(
+            PROGRAM, list(sys.argv[1:] if arguments is None else arguments), obj=invocation
+        ) as context:
+            cli.invoke(context)
+    except click.exceptions.Exit as exit_:
+        return exit_.exit_code
     except click.ClickException as error:
         _print_usage_error(error, invocation.output)
         return ExitCode.USAGE
-    except click.Abort:
-        invocation.output.error("interrupted")
-        return ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has seen enough, as `head` does: no failure.
+        _silence_stdout()
+        return ExitCode.OK
     except BaseException as error:
         return _report(error, invocation)
+    return ExitCode.OK
 
 
 def _report(error: BaseException, invocation: Invocation) -> int:
     """Print one line for a failure, after its traceback with --debug; return the exit code."""
-    if isinstance(error, SystemExit):
-        raise error
     invocation.output.end_text()
     if invocation.is_debug:
         traceback.print_exception(error, file=sys.stderr)

@@ -15,13 +15,6 @@ _CONTROL = dict.fromkeys(
 )
 
 
-class OutputClosedError(Exception):
-    """Whoever read our standard output has left, as `head` does when it has seen enough.
-
-    Not BrokenPipeError: click handles that one itself, by exit status 1.
-    """
-
-
 class Output:
     """Prints for one invocation, in the way its options and streams ask for."""
 
@@ -96,11 +89,8 @@ class Output:
         self._has_progress = True
 
     def _write(self, text: str) -> None:
-        try:
-            self.stdout.write(text)
-            self.stdout.flush()
-        except BrokenPipeError as error:
-            raise OutputClosedError from error
+        self.stdout.write(text)
+        self.stdout.flush()
 
     def clear_progress(self) -> None:
         """Take the progress line away."""
