@@ -30,7 +30,7 @@ check: env
 	$(BIN)/ruff check --quiet .
 	$(BIN)/ruff format --quiet --check .
 	$(BIN)/mypy
-	$(BIN)/cython-lint cython_kernels
+	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint cython_kernels
 	$(BIN)/clang-format --dry-run --Werror $(C_SOURCES)
 	$(BIN)/codespell
 

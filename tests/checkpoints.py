@@ -23,11 +23,12 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from checkpoint_families import FAMILIES, NATIVE_FAMILIES, VOCAB_SIZE
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import _get_classes, load_model, quantize_model, save_config, save_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from checkpoint_families import FAMILIES, NATIVE_FAMILIES, VOCAB_SIZE
 
 __all__ = [
     "FAMILIES",

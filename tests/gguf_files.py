@@ -13,11 +13,12 @@ from typing import Any
 import gguf
 import mlx.core as mx
 import numpy as np
-from checkpoints import make_checkpoint
 from gguf import GGMLQuantizationType, GGUFWriter, TokenType
 from mlx.utils import tree_flatten
 from mlx_lm.utils import _get_classes
 from tokenizers import pre_tokenizers
+
+from checkpoints import make_checkpoint
 
 Tensors = dict[str, np.ndarray]
 

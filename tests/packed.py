@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints import make_checkpoint
-
 from kandiga_pack.convert import convert
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+
 from checkpoints import make_checkpoint
 
 Weights = dict[str, mx.array]

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 import click
-import cython_kernels
 import numpy as np
+
+import cython_kernels
 from cython_kernels import _kernels
 
 # More than any last-level cache a small machine has.

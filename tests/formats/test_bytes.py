@@ -10,8 +10,8 @@ import re
 from pathlib import Path
 
 import pytest
-from containers import merkle, section_bytes
 
+from containers import merkle, section_bytes
 from formats import DenseSpec, Layout, Part, SetWriter, open_set, plan_shards
 
 SPEC = Path(__file__).resolve().parents[2] / "specs" / "kexp-v1.md"

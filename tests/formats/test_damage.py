@@ -9,8 +9,8 @@ import zlib
 from pathlib import Path
 
 import pytest
-from containers import install, reseal, section_entries, write_set
 
+from containers import install, reseal, section_entries, write_set
 from formats import KexpError, open_set, verify_full, verify_index
 
 # Bits are sampled, one for each byte that is looked at: all of them would take minutes.

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import safetensors
 import safetensors.numpy
-from containers import LAYERS, make_meta, random_bytes, section_bytes
 
+from containers import LAYERS, make_meta, random_bytes, section_bytes
 from formats import DenseSpec, KexpError, SetWriter, dtypes, open_set, plan_image, plan_shards
 from formats.dense import parse_image_header
 

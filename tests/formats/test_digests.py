@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 
 import pytest
-from containers import merkle
 
+from containers import merkle
 from formats.digests import tree_root
 
 # Inputs and roots of the test vectors that Certificate Transparency implementations share.

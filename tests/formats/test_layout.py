@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import PurePath
 
 import pytest
-from containers import affine_layout, plain_layout
 
+from containers import affine_layout, plain_layout
 from formats import BLOCK_ALIGN, TENSOR_ALIGN, KexpError, Layout, Part
 from formats.layout_section import pack_layouts, parse_layouts
 

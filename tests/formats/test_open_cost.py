@@ -8,8 +8,8 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from containers import make_meta
 
+from containers import make_meta
 from formats import DenseSpec, Layout, Part, SetWriter, open_set, plan_shards
 from formats.shard_writer import ShardWriter
 

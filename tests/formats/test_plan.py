@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from containers import LAYERS, affine_layout, plain_layout
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from containers import LAYERS, affine_layout, plain_layout
 from formats import BLOCK_ALIGN, KexpError, Layout, Part, plan_shards
 from formats.plan import place_sections
 from formats.sections import BLKS, DENS, EXPT, LAYT, META

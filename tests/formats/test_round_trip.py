@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from containers import LAYERS, make_meta, random_bytes, write_set
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from containers import LAYERS, make_meta, random_bytes, write_set
 from formats import (
     BLOCK_ALIGN,
     TENSOR_ALIGN,

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import zstandard
+
 from containers import (
     Body,
     install,
@@ -21,7 +22,6 @@ from containers import (
     section_entries,
     write_set,
 )
-
 from formats import KexpError, open_set, verify_full
 
 Damage = Callable[[bytearray], None]

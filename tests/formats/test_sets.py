@@ -8,8 +8,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from containers import write_set
 
+from containers import write_set
 from formats import BLOCK_ALIGN, KexpError, open_set, verify_full, verify_index
 
 SHARDS = [f"model-0000{number}-of-00004.kexp" for number in (1, 2, 3, 4)]

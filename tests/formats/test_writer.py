@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from containers import LAYERS, SPECS, make_meta, plain_layout, write_set
 
+from containers import LAYERS, SPECS, make_meta, plain_layout, write_set
 from formats import (
     BLOCK_ALIGN,
     DenseSpec,

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from kernels.cases import EPS32, Arrays, Case, Expected
 from numpy.typing import NDArray
 
 import cython_kernels
 from cython_kernels import reference
+from kernels.cases import EPS32, Arrays, Case, Expected
 
 F64 = NDArray[np.float64]
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from kernels.cases import Case, read_results, write_cases
 from numpy.typing import NDArray
+
+from kernels.cases import Case, read_results, write_cases
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "cython_kernels" / "csrc"

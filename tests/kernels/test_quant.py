@@ -1,10 +1,10 @@
 """The matrix kernels of every instruction set this machine runs, against numpy float64."""
 
 import pytest
-from kernels.cases import Case, check, guarded, misaligned, run_here
-from kernels.quant_cases import all_cases
 
 import cython_kernels
+from kernels.cases import Case, check, guarded, misaligned, run_here
+from kernels.quant_cases import all_cases
 
 CASES = all_cases()
 

@@ -5,11 +5,11 @@ import platform
 import shutil
 
 import pytest
+
+import cython_kernels
 from kernels import quant_cases, vector_cases
 from kernels.cases import Case, check
 from kernels.runner import Runner, build
-
-import cython_kernels
 
 CROSS_COMPILER = "aarch64-linux-gnu-gcc"
 QEMU = "qemu-aarch64-static"

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from kernels.cases import Case, check, guarded, misaligned, run_here
-from kernels.vector_cases import MODES, all_cases, attention_cases, delta_cases, normal
 
 import cython_kernels as ck
+from kernels.cases import Case, check, guarded, misaligned, run_here
+from kernels.vector_cases import MODES, all_cases, attention_cases, delta_cases, normal
 
 ISAS = ck.available_isas()
 CASES = all_cases()

@@ -11,12 +11,12 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from kernels.vector_cases import normal
 from mlx_lm.models import gated_delta, qwen3_next
 from mlx_lm.models.activations import swiglu
 from numpy.typing import NDArray
 
 import cython_kernels as ck
+from kernels.vector_cases import normal
 
 # Both sides are float32 and sum in their own order: some roundings (6e-8) of numbers of size one.
 CLOSE = {"rtol": 3e-6, "atol": 3e-6}

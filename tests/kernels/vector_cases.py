@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from kernels.cases import EPS32, Arrays, Case, Expected
 from numpy.typing import ArrayLike, NDArray
 
 import cython_kernels as ck
 from cython_kernels import _kernels, reference
+from kernels.cases import EPS32, Arrays, Case, Expected
 
 Array = NDArray[Any]
 Pick = Callable[[Array], Array]

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import Reference, make_checkpoint, reference_logits
 
+from checkpoints import Reference, make_checkpoint, reference_logits
 from kandiga_pack import convert
 from kandiga_run.container import Model
 from kandiga_run.engine import EngineOptions

@@ -5,6 +5,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+
 from checkpoints import make_checkpoint, reference_logits
 
 PROMPT = [5, 80, 200, 31, 7, 7, 150]

@@ -5,9 +5,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from checkpoints import reference_logits
 from mlx_lm.models import mixtral
 
+from checkpoints import reference_logits
 from kandiga_run.container import Model
 from kandiga_run.engine import EngineOptions, load_engine
 from kandiga_run.errors import RunError

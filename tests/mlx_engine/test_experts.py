@@ -5,8 +5,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from checkpoints import reference_logits
 
+from checkpoints import reference_logits
 from kandiga_run.engine import EngineOptions
 from kandiga_run.errors import RunError
 

@@ -5,8 +5,8 @@ Plain mlx-lm holds the whole model in memory. A family is one line of checkpoint
 
 import numpy as np
 import pytest
-from checkpoints import FAMILIES, reference_logits
 
+from checkpoints import FAMILIES, reference_logits
 from kandiga_run.engine import EngineOptions, Residency
 from kandiga_run.errors import RunError
 from kandiga_run.mlx_engine.engine import MlxEngine

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoints import make_checkpoint
 from safetensors.numpy import load_file, save_file
 
+from checkpoints import make_checkpoint
 from kandiga_pack.cli import run
 from kandiga_pack.exit_codes import ExitCode
 

@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
-from checkpoints import make_checkpoint
 
+from checkpoints import make_checkpoint
 from kandiga_pack.cli import cli, run
 from kandiga_pack.exit_codes import ExitCode
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from checkpoints import make_checkpoint
 
+from checkpoints import make_checkpoint
 from kandiga_pack import convert, export
 from kandiga_pack import convert as convert_function
 from kandiga_pack.cli import run

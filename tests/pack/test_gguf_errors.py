@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Kind
 from gguf import GGUFWriter
-from gguf_files import TinyModel, make_model, write_gguf
 
+from gguf_files import TinyModel, make_model, write_gguf
 from kandiga_pack.errors import PackError
 from kandiga_pack.sources.gguf import GgufSource
 

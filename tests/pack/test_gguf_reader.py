@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Kind
 from gguf import GGUFReader, GGUFWriter
-from gguf_files import make_model, write_gguf
 
+from gguf_files import make_model, write_gguf
 from kandiga_pack.errors import PackError
 from kandiga_pack.sources.gguf import GgufSource, is_gguf
 from kandiga_pack.sources.gguf.reader import open_gguf

@@ -7,11 +7,11 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from checkpoints import reference_logits
 from gguf import GGMLQuantizationType as Kind
-from gguf_files import ARCHITECTURES, TinyModel, make_model, write_gguf
 from safetensors.numpy import save_file
 
+from checkpoints import reference_logits
+from gguf_files import ARCHITECTURES, TinyModel, make_model, write_gguf
 from kandiga_pack.sources.gguf import GgufSource
 
 QUANTIZED = {Kind.Q4_0: 4, Kind.Q4_1: 4, Kind.Q5_0: 5, Kind.Q5_1: 5, Kind.Q8_0: 8}

@@ -7,12 +7,12 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from checkpoints import make_checkpoint
 from mlx_lm import convert as mlx_lm_convert
-from published import PUBLISHERS, make_published
 
+from checkpoints import make_checkpoint
 from kandiga_pack import PackError, Quantization, convert, export, verify
 from kandiga_pack.sources.converted import experts
+from published import PUBLISHERS, make_published
 
 # transformers loads the tokenizer for mlx_lm.convert and warns about configs it does not know.
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoints import FAMILIES, make_checkpoint
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from checkpoints import FAMILIES, make_checkpoint
 from formats import open_set
 from kandiga_pack import convert, export, verify
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoints import make_checkpoint
 from safetensors.numpy import load_file, save_file
 
+from checkpoints import make_checkpoint
 from formats import KexpError, open_set
 from kandiga_pack import PackError, Quantization, convert, export, verify
 from kandiga_pack.cli import run

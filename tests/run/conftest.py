@@ -1,6 +1,7 @@
 """Fixtures of the runtime's tests."""
 
 import pytest
+
 from packed import PackedModels
 
 

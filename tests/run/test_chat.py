@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bigram_engine import BigramEngine, BigramState
-from tokenizer_files import byte_fallback_tokenizer, byte_level_tokenizer, write_tokenizer
 
+from bigram_engine import BigramEngine, BigramState
 from kandiga_run.chat import Conversation, Interrupted
 from kandiga_run.chat_terminal import COMMANDS, ChatTerminal
 from kandiga_run.errors import RunError
 from kandiga_run.generate import GenerateOptions
 from kandiga_run.output import Output
 from kandiga_run.prompts import Prompts
+from tokenizer_files import byte_fallback_tokenizer, byte_level_tokenizer, write_tokenizer
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"

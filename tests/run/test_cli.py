@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from packed import PackedModels
 
 from formats import open_set
 from kandiga_run.cli import main
 from kandiga_run.engine import load_engine
 from kandiga_run.exit_codes import ExitCode
 from kandiga_run.prompts import Prompts
+from packed import PackedModels
 
 COMMAND = [sys.executable, "-m", "kandiga_run.cli"]
 # A process that hangs must fail its test; nothing here takes more than seconds.

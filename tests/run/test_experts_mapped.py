@@ -6,12 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from packed import PackedModels
 
 from kandiga_run.container import Model
 from kandiga_run.experts.mapped import MappedStore
 from kandiga_run.experts.pages import absent_bytes, address_of, read_into_page_cache
-
+from packed import PackedModels
 
 # Experts of 1 MB: opening a container touches its index, and the kernel may keep a few hundred
 # kilobytes around each page that is mapped.

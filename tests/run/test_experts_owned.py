@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fetching import arrived
-from packed import PackedModels
 
+from fetching import arrived
 from kandiga_run.container import Model
 from kandiga_run.errors import RunError
 from kandiga_run.experts.direct import DirectFile
@@ -17,6 +16,7 @@ from kandiga_run.experts.owned import OwnedStore, divide_budget, smallest_budget
 from kandiga_run.experts.pages import absent_bytes, address_of
 from kandiga_run.experts.slots import SlotPool
 from kandiga_run.memory import memory_use
+from packed import PackedModels
 
 
 @pytest.fixture

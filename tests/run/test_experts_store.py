@@ -5,14 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fetching import arrived
-from packed import PackedModels
 
+from fetching import arrived
 from formats import KexpError
 from kandiga_run.container import Model
 from kandiga_run.engine import load_engine
 from kandiga_run.errors import RunError
 from kandiga_run.experts.store import ExpertStore, open_store
+from packed import PackedModels
 
 RESIDENCIES = ("mapped", "owned")
 ENOUGH = 64 << 20

@@ -6,16 +6,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from bigram_engine import BigramEngine
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizer_files import byte_level_tokenizer
 
+from bigram_engine import BigramEngine
 from kandiga_run.detokenizer import streaming_detokenizer
 from kandiga_run.errors import RunError
 from kandiga_run.generate import GenerateOptions, Generation, generate
 from kandiga_run.sampling import SamplingOptions
 from kandiga_run.stop_strings import StopStrings
+from tokenizer_files import byte_level_tokenizer
 
 TOKENIZER = byte_level_tokenizer()
 END = TOKENIZER.token_to_id("<|im_end|>")

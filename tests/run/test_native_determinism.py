@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import NATIVE_FAMILIES
-from packed import Packed, PackedModels
 
+from checkpoints import NATIVE_FAMILIES
 from cython_kernels import num_threads, set_num_threads
 from kandiga_run.engine import load_engine
 from kandiga_run.experts import store
 from kandiga_run.experts.owned import smallest_budget
 from kandiga_run.native.engine import NativeEngine
+from packed import Packed, PackedModels
 
 PROMPT = np.random.default_rng(3).integers(3, 320, 41).astype(np.int32)
 OVERRIDES = {"num_experts_per_tok": 5}

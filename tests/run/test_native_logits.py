@@ -10,10 +10,10 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from checkpoints import NATIVE_FAMILIES, Reference, make_checkpoint, reference_logits
-from packed import Packed, PackedModels, pack_checkpoint
 
+from checkpoints import NATIVE_FAMILIES, Reference, make_checkpoint, reference_logits
 from kandiga_run.engine import Engine, load_engine
+from packed import Packed, PackedModels, pack_checkpoint
 
 # Both programs sum in float32, in different orders. On logits up to 5 they differ by 3e-5 at most
 # positions and by 2e-4 at a few ill-conditioned ones, where changing one norm weight by 1e-7 moves

@@ -4,11 +4,11 @@ import re
 
 import numpy as np
 import pytest
-from packed import PackedModels
 
 from kandiga_run.engine import load_engine
 from kandiga_run.errors import RunError
 from kandiga_run.memory import available_bytes, memory_use, physical_bytes
+from packed import PackedModels
 
 MIB = 1 << 20
 PROMPT = np.arange(3, 40, dtype=np.int32)

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import make_checkpoint
-from packed import PackedModels, pack_checkpoint
 
+from checkpoints import make_checkpoint
 from kandiga_run.engine import load_engine
 from kandiga_run.errors import RunError
+from packed import PackedModels, pack_checkpoint
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
 

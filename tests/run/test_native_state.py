@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from packed import PackedModels
 
 from kandiga_run.engine import Engine, load_engine
 from kandiga_run.errors import RunError
 from kandiga_run.kv.plain import PlainKVCache
+from packed import PackedModels
 
 PROMPT = np.arange(3, 33, dtype=np.int32)
 

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import processors
+
+from kandiga_run.errors import RunError
+from kandiga_run.prompts import Prompts
 from tokenizer_files import (
     CHATML_SPECIALS,
     byte_fallback_tokenizer,
     byte_level_tokenizer,
     write_tokenizer,
 )
-from tokenizers import processors
-
-from kandiga_run.errors import RunError
-from kandiga_run.prompts import Prompts
 
 CHATML = (
     "{%- for message in messages %}"

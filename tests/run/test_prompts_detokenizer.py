@@ -6,7 +6,6 @@ from time import perf_counter
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizer_files import CORPUS, byte_fallback_tokenizer, byte_level_tokenizer
 from tokenizers import Tokenizer, decoders, models
 
 from kandiga_run.detokenizer import (
@@ -15,6 +14,7 @@ from kandiga_run.detokenizer import (
     WindowDetokenizer,
     streaming_detokenizer,
 )
+from tokenizer_files import CORPUS, byte_fallback_tokenizer, byte_level_tokenizer
 
 TOKENIZERS = {
     "byte-level": byte_level_tokenizer(),
