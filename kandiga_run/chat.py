@@ -112,10 +112,10 @@ class Conversation:
         surplus = len(self._seen) - common
         if surplus == 0:
             return
-        if common == 0 or not getattr(self._state, "can_trim", False):
+        if self._state is None or common == 0 or not self._state.can_trim:
             self._drop_state()
             return
-        self._state.trim(surplus)  # type: ignore[union-attr]  # only some engines' states have it
+        self._state.trim(surplus)
         del self._seen[common:]
 
     def _tokens(self, rendered: str) -> list[int]:

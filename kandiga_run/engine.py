@@ -47,6 +47,17 @@ class State(Protocol):
     def nbytes(self) -> int:
         """Return the size of the arrays really held."""
 
+    @property
+    def kv_format(self) -> str:
+        """Return how keys and values are held, such as "f16"."""
+
+    @property
+    def can_trim(self) -> bool:
+        """Whether past tokens can be taken out again; recurrent layers forget nothing."""
+
+    def trim(self, num_tokens: int) -> None:
+        """Forget the last `num_tokens` tokens. Raises RunError when the state cannot."""
+
 
 class Engine(Protocol):
     """Computes one model. Not thread-safe: one `forward` at a time."""

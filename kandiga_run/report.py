@@ -20,7 +20,7 @@ def stats_json(engine: Engine, state: State, stats: GenerationStats) -> dict[str
         "residency": run.residency or None,
         "experts_per_token": {"native": run.top_k, "used": run.num_experts_per_token},
         "is_lossy": run.is_lossy,
-        "kv": {"format": kv_format(state), "bytes": state.nbytes},
+        "kv": {"format": state.kv_format, "bytes": state.nbytes},
         "prefill": _phase_json(
             stats.prompt_tokens,
             stats.prefill_seconds,
@@ -75,7 +75,7 @@ def stats_rows(engine: Engine, state: State, stats: GenerationStats) -> list[tup
             "engine",
             f"{engine.name}, {_isa(engine) or 'gpu'}, experts {run.residency or 'in memory'}",
         ),
-        ("KV cache", f"{kv_format(state)}, {format_size(state.nbytes)}"),
+        ("KV cache", f"{state.kv_format}, {format_size(state.nbytes)}"),
         ("memory charged", _memory_row(memory)),
     ]
 
@@ -88,11 +88,6 @@ def lossy_notice(run: RunStats) -> str | None:
         f"lossy: experts a token {run.num_experts_per_token} instead of the model's {run.top_k}; "
         "answers differ from the published model's"
     )
-
-
-def kv_format(state: State) -> str:
-    """Return how keys and values are held."""
-    return str(getattr(state, "kv_format", "unknown"))
 
 
 def _phase_json(
