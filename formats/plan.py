@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from formats.constants import (
-    BLOCK_ALIGN,
     DEFAULT_SHARD_BYTES,
     MAX_EXPERTS_PER_LAYER,
     MAX_LAYERS,
@@ -144,18 +143,4 @@ def place_sections(
     for tag in tags:
         offsets[tag] = round_up(floor, section_align(tag))
         floor = offsets[tag] + stored_bytes[tag]
-    return offsets
-
-
-def block_offsets(shard: ShardPlan, layouts: Sequence[Layout], start_bytes: int) -> list[int]:
-    """Return the offset of the first block of each of the shard's layers.
-
-    `start_bytes` is where section BLKS begins; it is a multiple of BLOCK_ALIGN, and so is the
-    length of every block, so every block is aligned.
-    """
-    offsets = []
-    offset = round_up(start_bytes, BLOCK_ALIGN)
-    for layer in shard.layers:
-        offsets.append(offset)
-        offset += layer.num_experts * layouts[layer.layout].block_bytes
     return offsets
