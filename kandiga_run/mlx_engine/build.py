@@ -2,49 +2,49 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 from mlx_lm.models.switch_layers import SwitchGLU, SwitchMLP
 from mlx_lm.utils import _get_classes, load_model
 
+from kandiga_run.container import Model
 from kandiga_run.errors import RunError
 from kandiga_run.mlx_engine.dense import DenseWeights
+from kandiga_run.mlx_engine.top_k import top_k_override
 from kandiga_run.mlx_engine.weights import PROJECTION_MODULES, PartOf, StandIns
 
 
-def build_model(
-    folder: Path,
-    dense: DenseWeights,
-    stand_ins: StandIns,
-    config_overrides: dict[str, Any],
-) -> Any:
-    """Return the model of `folder`/config.json with dense weights and stand-ins for its experts.
+def build_model(model: Model, experts: StandIns, top_k: int | None) -> Any:
+    """Return mlx-lm's model of a container, with dense weights and stand-ins for its experts.
 
     `load_model` itself does the work, so classes, key renaming, quantization of each module and
-    the check for missing or unexpected tensors are mlx-lm's, whatever its version. RunError with
-    mlx-lm's reason when it cannot.
+    the check for missing or unexpected tensors are mlx-lm's, whatever its version. `top_k` is the
+    number of experts a token uses, None as published. RunError with mlx-lm's reason when it
+    cannot.
     """
+    dense = DenseWeights(model.container)
 
     def classes(config: dict[str, Any]) -> tuple[type, type]:
         model_class, args_class = _get_classes(config)
-        return _reading_from(model_class, dense, stand_ins), args_class
+        return _reading_from(model_class, dense, experts), args_class
 
+    changes = {} if top_k is None else top_k_override(model.container.config, top_k)
     try:
-        model, _ = load_model(
-            folder,
+        network, _ = load_model(
+            model.path,
             lazy=True,  # evaluating would allocate every expert
             strict=False,  # there is no .safetensors file; the class below stays strict
-            model_config=config_overrides,
+            model_config=changes,
             get_model_classes=classes,
         )
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
+        changed = "" if top_k is None else f" with {top_k} experts a token"
         raise RunError(
-            f"mlx-lm cannot build the model of {folder / 'config.json'}: "
+            f"mlx-lm cannot build the {model.architecture} model in {model.path}{changed}: "
             f"{type(error).__name__}: {_one_line(error)}"
         ) from error
-    return model
+    return network
 
 
 def switch_modules(model: Any) -> list[tuple[str, Any]]:

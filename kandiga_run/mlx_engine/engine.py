@@ -102,6 +102,7 @@ class MlxEngine:
         """
         if not isinstance(state, MlxState):
             raise TypeError(f"state is a {type(state).__name__}, wanted one of this engine's own")
+        tokens = np.ascontiguousarray(tokens, np.int32)
         self._check(tokens, state)
         chunks = np.split(tokens, range(PREFILL_CHUNK, tokens.size, PREFILL_CHUNK))
         wanted = chunks if logits == "all" else chunks[-1:]

@@ -12,12 +12,10 @@ from kandiga_run.errors import RunError
 from kandiga_run.experts.store import ExpertStore
 from kandiga_run.mlx_engine.build import build_model, layer_of, replace_module, switch_modules
 from kandiga_run.mlx_engine.choose import ComputeChooser, ExpertsOn
-from kandiga_run.mlx_engine.dense import DenseWeights
 from kandiga_run.mlx_engine.head import install_switch
 from kandiga_run.mlx_engine.on_mlx import WAVE_BYTES
 from kandiga_run.mlx_engine.precision import raise_to_float32
 from kandiga_run.mlx_engine.streamed import StreamedExperts
-from kandiga_run.mlx_engine.top_k import top_k_override
 from kandiga_run.mlx_engine.weights import StandIns
 
 
@@ -49,7 +47,7 @@ class Network:
         way that cannot be streamed.
         """
         stand_ins = StandIns.of(model.container)
-        self.module = _dense_model(model, stand_ins, top_k)
+        self.module = build_model(model, stand_ins, top_k)
         chooser = ComputeChooser(model, experts_on, wave_bytes)
         self._streamed = _stream_experts(self.module, stand_ins, chooser, top_k)
         self.experts_on = dict(chooser.chosen)
@@ -94,11 +92,6 @@ def _answer_bytes_per_token(model: Model, top_k: int) -> int:
         if part.projection in ("down", "fc2") and part.role == "weight"
     ]
     return top_k * max(widths) * 4
-
-
-def _dense_model(model: Model, stand_ins: StandIns, top_k: int | None) -> Any:
-    overrides = {} if top_k is None else top_k_override(model.container.config, top_k)
-    return build_model(model.path, DenseWeights(model.container), stand_ins, overrides)
 
 
 def _stream_experts(
