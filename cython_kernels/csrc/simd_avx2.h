@@ -11,7 +11,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { VF_LANES = 8 };
+enum { VF_LANES = 8, VF_REGISTERS = 16 };
 typedef __m256 vf;
 
 /* Eight lanes of ones followed by eight of zeros: n before the middle lies the mask of the first n

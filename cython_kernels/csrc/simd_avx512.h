@@ -6,7 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { VF_LANES = 16 };
+enum { VF_LANES = 16, VF_REGISTERS = 32 };
 typedef __m512 vf;
 
 static inline __mmask16 vf_mask(size_t n) {

@@ -6,7 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { VF_LANES = 4 };
+enum { VF_LANES = 4, VF_REGISTERS = 32 };
 typedef float32x4_t vf;
 
 static inline vf vf_zero(void) {
