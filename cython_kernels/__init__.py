@@ -2,7 +2,7 @@
 
 csrc/quant_*.c   matrices: affine 2-8 bits and plain f16/bf16/f32, y = x W^T
 csrc/vector_*.c  everything else: norms, rope, attention, gated delta rule, routing
-csrc/matmul.c, expert.c, vector.c   what is above the instruction sets: splitting over threads
+csrc/matmul.c, expert.c, attention.c, ...   above the instruction sets: splitting over threads
 csrc/dispatch.c, csrc/cpu.c    which instruction set runs; KANDIGA_ISA=scalar|avx2|avx512|neon
 csrc/threadpool.c              the one pool of threads in the process
 _kernels.pyx, *.pxi            argument checks (ValueError: argument, seen, expected); no GIL in C

@@ -97,8 +97,6 @@ cdef extern from "vector.h" nogil:
                       float* scores)
 
 
-# ---- arguments ----
-
 # A float32 array of one to three axes; missing leading axes have length 1.
 cdef struct View:
     rows r
@@ -180,8 +178,6 @@ cdef int take_cache_pair(Buffers held, object keys, object values, bint writable
         raise ValueError(f"values: {_describe(values)}, expected {_describe(keys)} as keys")
     return 0
 
-
-# ---- norms and elementwise ----
 
 def rms_norm(x, weight, float eps, out):
     cdef Buffers held = Buffers()
@@ -311,8 +307,6 @@ def split_interleaved(x, outs):
             vpart.r.data += parts[i].r.width
 
 
-# ---- attention ----
-
 def rope(x, inv_freq, int64_t offset, *, bint traditional=False, float scale=1.0):
     cdef Buffers held = Buffers()
     cdef View vx, vfreq
@@ -386,8 +380,6 @@ def attention(q, keys, values, Py_ssize_t kv_len, float scale, out):
     if failed:
         raise MemoryError(f"attention: no memory for the partial sums of {kv_len} keys")
 
-
-# ---- gated delta rule ----
 
 def causal_conv(x, weight, state, out):
     cdef Buffers held = Buffers()
@@ -466,8 +458,6 @@ def gated_delta(q, k, v, g, beta, state, out):
     with nogil:
         vector_gated_delta(&args)
 
-
-# ---- routing ----
 
 cdef dict SCORE_MODES = {
     "softmax_then_topk": SCORES_OF_ALL,

@@ -6,7 +6,8 @@
  * *_body.inc        norm, elementwise, rope, attention, gated_delta, causal_conv, routing: written
  *                   once over simd_<isa>.h and vector_math.inc (exp, loops over a row)
  * vector_<isa>.c    compiles all bodies for one instruction set, through vector_table.inc
- * vector.{h,c}      the public calls: strides, splitting over threads, deterministic merges
+ * vector.h          the public calls: strides, splitting over threads, deterministic merges, in
+ *                   attention.c, gated_delta.c, rope.c and, for the rest, vector_rows.c
  * ../vector.pxi     the Python border: shapes, dtypes, strides, GIL
  *
  * Kernels are single-threaded, allocate nothing, take lengths that need not be multiples of a
