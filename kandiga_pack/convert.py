@@ -33,8 +33,8 @@ _OVERHEAD_BYTES = 16 << 20
 class ConvertSummary:
     """What a conversion did.
 
-    bytes_read: of the source's tensors. bytes_written: of every file in `path`.
-    bytes_per_second: bytes_read over seconds, hashing and checking included.
+    bytes_read: of the source's weight files. bytes_written: of every file in `path`.
+    bytes_per_second: bytes_read over seconds, opening, hashing and checking included.
     notes: lines the user should read, such as what was left out.
     """
 
@@ -88,13 +88,15 @@ def convert(
     Raises:
         PackError, formats.KexpError, OSError: see errors.describe for what the user is told.
     """
+    started = time.monotonic()
     dest = Path(dest)
     check_destination(dest)
+    progress = progress or NoProgress()
     if not isinstance(source, str | Path):
-        return _convert(source, dest, shard_bytes, progress or NoProgress())
+        return _convert(source, dest, shard_bytes, progress, started)
     opened = open_source(source, revision=revision, quantization=quantization)
     try:
-        return _convert(opened, dest, shard_bytes, progress or NoProgress())
+        return _convert(opened, dest, shard_bytes, progress, started)
     finally:
         opened.close()
 
@@ -130,8 +132,9 @@ def format_bytes(count: float) -> str:
     return f"{count:.2f} TB"
 
 
-def _convert(source: Source, dest: Path, shard_bytes: int, progress: Progress) -> ConvertSummary:
-    started = time.monotonic()
+def _convert(
+    source: Source, dest: Path, shard_bytes: int, progress: Progress, started: float
+) -> ConvertSummary:
     stacks = find_stacks(source.tensors, source.config, where=source.name)
     dense = dense_tensors(source.tensors, stacks)
     plan = plan_shards(
@@ -141,13 +144,13 @@ def _convert(source: Source, dest: Path, shard_bytes: int, progress: Progress) -
     )
     check_free_space(dest, _needed_bytes(plan, source))
     meta = _metadata(source, stacks, dense)
-    bytes_read = sum(info.length_bytes for info in source.tensors.values())
+    tensor_bytes = sum(info.length_bytes for info in source.tensors.values())
     specs = [DenseSpec(info.name, info.dtype, info.shape) for info in dense]
     with SourceDigests(source.weight_files) as digests:
         # The digests are known at the end; their length is known now.
         meta["source"]["files"] = digests.placeholder()
         with SetWriter(dest, plan, meta, specs, files=list(source.files)) as writer:
-            with piece_of_work(progress, "packing", bytes_read):
+            with piece_of_work(progress, "packing", tensor_bytes):
                 _write_dense(writer, source, dense, progress)
                 for stack in stacks:
                     _write_layer(writer, source, stack, progress)
@@ -163,7 +166,7 @@ def _convert(source: Source, dest: Path, shard_bytes: int, progress: Progress) -
         num_experts=sum(stack.num_experts for stack in stacks),
         num_dense_tensors=len(dense),
         num_shards=len(plan.shards),
-        bytes_read=bytes_read,
+        bytes_read=sum(path.stat().st_size for path in source.weight_files.values()),
         bytes_written=sum(path.stat().st_size for path in dest.iterdir()),
         seconds=time.monotonic() - started,
         notes=tuple(source.notes),

@@ -24,7 +24,7 @@ from kandiga_pack.sources.converted.published import ExpertTensor, expert_tensor
 from kandiga_pack.stacks import layer_number
 
 # Source bytes of the experts that are converted together.
-CHUNK_BYTES = 64 << 20
+CHUNK_BYTES = 32 << 20
 
 
 @dataclass(slots=True)
