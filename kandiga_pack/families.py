@@ -50,17 +50,25 @@ ACTIVATION_KEYS = (
 # Families whose every layer routes to experts, whatever the config says.
 EVERY_LAYER_ROUTES = frozenset(
     {
+        "deepseek_v41",
+        "gemma4_text",
         "gpt_oss",
         "granitemoe",
+        "granitemoehybrid",
+        "hunyuan",
         "longcat_flash",
+        "longcat_flash_ngram",
         "mellum",
         "minimax",
         "minimax_m2",
         "mixtral",
+        "muse_spark",
         "olmoe",
         "phimoe",
         "phixtral",
         "qwen2_moe",
+        "qwen3_5_moe",
+        "qwen3_5_moe_text",
     }
 )
 
@@ -115,8 +123,10 @@ def expert_layers(config: Config) -> frozenset[int] | None:
     count = num_layers(config)
     if count is None:
         return None
-    if text.get("model_type") in EVERY_LAYER_ROUTES:
+    if text.get("model_type", config.get("model_type")) in EVERY_LAYER_ROUTES:
         return frozenset(range(count))
+    if isinstance(listed := text.get("moe_layer_freq"), list):  # a number belongs to another rule
+        return frozenset(layer for layer in range(count) if listed[layer])
     for stated, routes in _LAYER_RULES:
         if text.get(stated) is not None:
             return frozenset(layer for layer in range(count) if routes(text, layer))
@@ -124,10 +134,8 @@ def expert_layers(config: Config) -> frozenset[int] | None:
 
 
 def _from_first_k(text: Config, layer: int) -> bool:
-    frequency = text.get("moe_layer_freq", 1)
-    if isinstance(frequency, list):
-        return bool(frequency[layer])
-    return bool(layer >= text["first_k_dense_replace"] and layer % frequency == 0)
+    after_dense = layer >= text["first_k_dense_replace"]
+    return bool(after_dense and layer % text.get("moe_layer_freq", 1) == 0)
 
 
 def _sparse_step(text: Config, layer: int) -> bool:
@@ -143,8 +151,8 @@ def _ernie_interval(text: Config, layer: int) -> bool:
     return bool(in_range and (layer + 1) % text.get("moe_layer_interval", 1) == 0)
 
 
-# Tried in this order: the first key a config states decides. Lists before numbers, because configs
-# that carry both (mimo_v2_flash, minimax_m3_vl) mean the list.
+# Tried in this order: the first key a config states decides. Lists before numbers, because a config
+# that carries both means the list.
 _LAYER_RULES: tuple[tuple[str, Callable[[Config, int], bool]], ...] = (
     ("mlp_layer_types", lambda text, layer: text["mlp_layer_types"][layer] == "sparse"),
     ("is_moe_layer", lambda text, layer: bool(text["is_moe_layer"][layer])),
