@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -200,6 +201,9 @@ def run(arguments: list[str] | None = None) -> ExitCode:
             cli.invoke(context)
     except click.exceptions.Exit as done:
         return ExitCode(done.exit_code)
+    except BrokenPipeError:  # `| head` has read enough; the interpreter would flush once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.FAILED
     except click.UsageError as error:
         error.show()
         return ExitCode.USAGE
@@ -213,11 +217,13 @@ def run(arguments: list[str] | None = None) -> ExitCode:
     return ExitCode.OK
 
 
-def _on_terminate(_number: int, _frame: object) -> NoReturn:
+def _interrupt(_number: int, _frame: object) -> NoReturn:
     raise Interrupted
 
 
 def main() -> NoReturn:
     """Entry point of `kandiga-pack`."""
-    signal.signal(signal.SIGTERM, _on_terminate)
+    signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup set it to be ignored
+        signal.signal(signal.SIGHUP, _interrupt)
     sys.exit(run(sys.argv[1:]))

@@ -29,8 +29,12 @@ class UsageError(PackError):
     exit_code = ExitCode.USAGE
 
 
+class AlreadyQuantizedError(PackError):
+    """The checkpoint holds quantized weights, and was to be quantized."""
+
+
 class Interrupted(KeyboardInterrupt):
-    """SIGTERM, raised like Ctrl-C so that the same clean-up runs."""
+    """SIGTERM or SIGHUP, raised like Ctrl-C so that the same clean-up runs."""
 
 
 _UNREADABLE_ERRNOS = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}

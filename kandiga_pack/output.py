@@ -36,14 +36,17 @@ class Output:
     def result(self, facts: dict[str, Any], show: Callable[[Console], None]) -> None:
         """Print a result: `facts` for programs, or what `show` draws for people."""
         if self.json:
-            print(json.dumps(facts, indent=2))
+            print(json.dumps(facts, indent=2), flush=True)
         elif not self.quiet:
             show(Console(highlight=False, soft_wrap=True))
 
     def error(self, message: str, code: ExitCode) -> None:
         """Print an error, one line; programs also get it on stdout."""
         if self.json:
-            print(json.dumps({"ok": False, "error": message, "exit_code": int(code)}, indent=2))
+            print(
+                json.dumps({"ok": False, "error": message, "exit_code": int(code)}, indent=2),
+                flush=True,
+            )
         print(f"kandiga-pack: {message}", file=sys.stderr)
 
     def finding(self, message: str) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from formats import KexpError, verify_full, verify_index
 from formats.buffers import as_bytes
 from kandiga_pack.convert import iter_slices
-from kandiga_pack.errors import PackError
+from kandiga_pack.errors import AlreadyQuantizedError, PackError
 from kandiga_pack.progress import NoProgress, Progress, piece_of_work
 from kandiga_pack.sources.base import Source, TensorInfo
 from kandiga_pack.sources.container import ContainerSource
@@ -105,8 +105,7 @@ def _compare_with(
     container = ContainerSource(report.path)
     try:
         if isinstance(against, str | Path):
-            quantization = Quantization.from_settings(container.set.meta.get("conversion"))
-            source = open_source(against, revision=revision, quantization=quantization)
+            source = _open_like(container, against, revision)
         else:
             source = against
         try:
@@ -117,6 +116,15 @@ def _compare_with(
                 source.close()
     finally:
         container.close()
+
+
+def _open_like(container: ContainerSource, against: str | Path, revision: str | None) -> Source:
+    """Open a source, quantized as the container is unless it already is so on its own."""
+    quantization = Quantization.from_settings(container.set.meta.get("conversion"))
+    try:
+        return open_source(against, revision=revision, quantization=quantization)
+    except AlreadyQuantizedError:
+        return open_source(against, revision=revision)
 
 
 def _compare(

@@ -141,7 +141,9 @@ def _read_all(fd: int) -> str:
     return b"".join(pieces).decode()
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM], ids=lambda stop: stop.name)
+@pytest.mark.parametrize(
+    "stop", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda stop: stop.name
+)
 @pytest.mark.parametrize("verb", ["convert", "export"])
 def test_stopped_half_way(
     verb: str, stop: signal.Signals, large_source: Path, tmp_path: Path
@@ -175,3 +177,19 @@ def test_mlx_is_not_imported_to_pack(source: Path, tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_reader_that_has_read_enough(source: Path, tmp_path: Path) -> None:
+    packed = tmp_path / "packed"
+    assert run(["convert", str(source), str(packed), "--quiet"]) == ExitCode.OK
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [*COMMAND, "inspect", str(packed), "--json"],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (ExitCode.FAILED, "")

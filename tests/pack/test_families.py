@@ -3,8 +3,8 @@
 from typing import Any
 
 import pytest
-from checkpoints import FAMILIES, family_config
 
+from checkpoints import FAMILIES, family_config
 from kandiga_pack import families
 
 

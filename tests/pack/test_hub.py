@@ -13,6 +13,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+
 from checkpoints import make_checkpoint
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -41,6 +41,7 @@ def assert_same_as_mlx_lm(source: Path, folder: Path, quantization: Quantization
         folder / "theirs" / "config.json"
     ).read_text()
     assert verify(folder / "packed", against=source).ok
+    assert verify(folder / "packed", against=folder / "theirs").ok
 
 
 def _bits(value: mx.array) -> np.ndarray:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from kandiga_pack.errors import PackError
+from kandiga_pack.errors import AlreadyQuantizedError, PackError
 from kandiga_pack.sources.base import TensorInfo
 from kandiga_pack.sources.checkpoint import CheckpointSource
 from kandiga_pack.sources.converted.arrays import dtype_name, to_numpy
@@ -136,7 +136,7 @@ class ConvertedSource:
 def _refuse_what_cannot_stream(inner: CheckpointSource, quantization: Quantization | None) -> None:
     config = inner.config
     if quantization is not None and isinstance(config.get("quantization"), dict):
-        raise PackError(
+        raise AlreadyQuantizedError(
             f"{inner.name}: already quantized; leave --quantize out to pack it as it is"
         )
     method = (config.get("quantization_config") or {}).get("quant_method")
