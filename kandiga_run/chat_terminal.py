@@ -12,6 +12,7 @@ from kandiga_run.failures import describe
 from kandiga_run.interrupt import InterruptFlag
 from kandiga_run.output import Output
 from kandiga_run.report import stats_rows
+from kandiga_run.standard_input import decode_input
 
 #: Returns the next line; raises EOFError at the end and KeyboardInterrupt to drop the line.
 LineReader = Callable[[], str]
@@ -185,7 +186,7 @@ def line_reader(output: Output) -> tuple[LineReader, bool]:
 
 
 def _read_plain_line() -> str:
-    line = sys.stdin.readline()
+    line = sys.stdin.buffer.readline()
     if not line:
         raise EOFError
-    return line
+    return decode_input(line)

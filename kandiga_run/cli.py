@@ -6,6 +6,7 @@ numpy, tokenizers, jinja2, rich and the engines are loaded by the command that n
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -22,6 +23,7 @@ from kandiga_run.exit_codes import HELP, ExitCode
 from kandiga_run.failures import describe
 from kandiga_run.output import PROGRAM, Output
 from kandiga_run.sizes import parse_size
+from kandiga_run.standard_input import decode_input
 
 if TYPE_CHECKING:
     from kandiga_run.engine import Engine
@@ -339,6 +341,9 @@ def _loaded(
         prompts = Prompts(model)
         if notice := lossy_notice(engine.stats):
             output.notice(notice)
+        made_for = prompts.context_length
+        if made_for and (choices["context"] or 0) > made_for:
+            output.notice(f"--context {choices['context']}: the model was made for {made_for}")
         yield engine, prompts
 
 
@@ -379,14 +384,21 @@ def _prompt_text(prompt: str | None) -> str:
     """Return the prompt from the command line or standard input."""
     if prompt is None and sys.stdin.isatty():
         raise click.UsageError('no prompt: give one, like "Say hello", or pipe text in')
-    text = sys.stdin.read() if prompt is None or prompt == "-" else prompt
-    if not text.strip():
+    if prompt is None or prompt == "-":
+        prompt = decode_input(sys.stdin.buffer.read())
+    elif any("\ud800" <= character <= "\udfff" for character in prompt):
+        raise click.UsageError("the prompt is not UTF-8 text")
+    if not prompt.strip():
         raise click.UsageError("the prompt is empty")
-    return text
+    return prompt
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A locale without the characters of an answer shows "?" and goes on.
+            stream.reconfigure(errors="replace")
     invocation = Invocation()
     try:
         # Not click's own main: it would take Ctrl-C and a closed pipe for itself.

@@ -29,6 +29,7 @@ from packed import PackedModels
 COMMAND = [sys.executable, "-m", "kandiga_run.cli"]
 # A process that hangs must fail its test; nothing here takes more than seconds.
 TIMEOUT_SECONDS = 30
+ENDLESS = ("--max-tokens", "1000000", "--context", "2000000")
 
 
 def start(*arguments: str | Path, text: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -56,6 +57,18 @@ def as_json(*arguments: str | Path, text: str | None = None) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def model(packed: PackedModels) -> Path:
     return packed("qwen3_moe").container
+
+
+@pytest.fixture(scope="module")
+def endless_model(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a model without a stop token: it answers until it is stopped."""
+    folder = tmp_path_factory.mktemp("endless") / "model"
+    shutil.copytree(model, folder)
+    (folder / "generation_config.json").write_text('{"eos_token_id": []}')
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    del settings["eos_token"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
 
 
 class TestRun:
@@ -277,6 +290,30 @@ class TestFailures:
         line = "tokens and the context 512: shorten the prompt"
         self.check(ExitCode.FAILED, line, "run", model, "Hello " * 600)
 
+    @pytest.mark.parametrize("command", ["run", "chat"])
+    def test_input_that_is_not_text(self, command: str, model: Path) -> None:
+        result = subprocess.run(
+            [*COMMAND, command, model], input=b"Hell\xf6\n", capture_output=True, check=False
+        )
+        assert result.returncode == ExitCode.FAILED
+        line = b"kandiga-run: standard input is not UTF-8 text: byte 0xf6 at offset 4\n"
+        assert result.stderr == line
+
+    def test_locale_without_the_characters(self, model: Path) -> None:
+        result = subprocess.run(
+            [*COMMAND, "run", model, "Hello", "--max-tokens", "20"],
+            env={**os.environ, "PYTHONIOENCODING": "ascii"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+        )
+        assert result.returncode == ExitCode.OK, result.stderr
+        assert b"?" in result.stdout
+
+    def test_context_beyond_the_model_is_told(self, model: Path) -> None:
+        result = ok("run", model, "Hello", "--max-tokens", "1", "--context", "1000")
+        assert "--context 1000: the model was made for 512" in result.stderr
+
     def test_debug_shows_the_traceback(self, tmp_path: Path) -> None:
         result = start("run", tmp_path, "Hello", "--debug")
         assert result.returncode == ExitCode.UNREADABLE
@@ -294,8 +331,8 @@ class TestFailures:
         message = capsys.readouterr().err
         assert message.startswith("kandiga-run: internal error: LookupError: two lines (--debug")
 
-    def test_interrupt(self, model: Path) -> None:
-        arguments = ["run", model, "Hello", "--max-tokens", "1000000", "--context", "2000000"]
+    def test_interrupt(self, endless_model: Path) -> None:
+        arguments = ["run", endless_model, "Hello", *ENDLESS, "--quiet"]
         process = subprocess.Popen(
             [*COMMAND, *arguments], bufsize=0, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
@@ -307,9 +344,9 @@ class TestFailures:
         assert stdout.endswith(b"\n")
         assert stderr == b"kandiga-run: interrupted\n"
 
-    def test_reader_that_leaves(self, model: Path) -> None:
+    def test_reader_that_leaves(self, endless_model: Path) -> None:
         """`| head` is no failure, and the generation stops."""
-        arguments = ["run", model, "Hello", "--max-tokens", "1000000", "--context", "2000000"]
+        arguments = ["run", endless_model, "Hello", *ENDLESS, "--quiet"]
         process = subprocess.Popen(
             [*COMMAND, *arguments], bufsize=0, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
@@ -492,8 +529,8 @@ class TestChatOnATerminal:
     """What a person sees and can press."""
 
     @pytest.fixture
-    def terminal(self, model: Path) -> Iterator[Terminal]:
-        terminal = Terminal("chat", model, "--max-tokens", "1000000", "--context", "2000000")
+    def terminal(self, endless_model: Path) -> Iterator[Terminal]:
+        terminal = Terminal("chat", endless_model, *ENDLESS)
         terminal.wait_for("/help lists commands")
         yield terminal
         terminal.close()
