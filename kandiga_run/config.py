@@ -77,7 +77,7 @@ class Config:
             wanted = " or ".join(repr(item) for item in implemented) or "no value"
             raise RunError(
                 f"{self.where}: {key} is {value!r}, which the native engine does not implement "
-                f"(it implements {wanted}); try --engine mlx"
+                f"(it implements {wanted})"
             )
 
     def error(self, key: str, wanted: str) -> RunError:

@@ -101,6 +101,12 @@ class EngineOptions:
     #: "auto" is as precise as the checkpoint: f32 for a float32 one, else f16. Native engine only.
     kv_dtype: Literal["auto", "f16", "f32"] = "auto"
 
+    def __post_init__(self) -> None:
+        for name in ("memory_bytes", "num_threads", "num_readers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise RunError(f"{name} is {value}, wanted at least 1")
+
 
 def load_engine(
     path: str | Path,

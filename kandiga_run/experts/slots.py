@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import mmap
+import sys
 from collections import OrderedDict
 from contextlib import suppress
 
 from kandiga_run.experts.pages import address_of
 
 _HUGE_PAGE = 2 << 20
+# On macOS MADV_DONTNEED keeps anonymous pages; MADV_FREE lets the system take them.
+_MADV_GIVE_BACK = mmap.MADV_FREE if sys.platform == "darwin" else mmap.MADV_DONTNEED
 
 Key = tuple[int, int]  # (layer, expert)
 
@@ -108,7 +111,7 @@ class SlotPool:
         start = self._start + first * self.slot_bytes
         length = (end - first) * self.slot_bytes
         start_page = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
-        self._memory.madvise(mmap.MADV_DONTNEED, start_page, start + length - start_page)
+        self._memory.madvise(_MADV_GIVE_BACK, start_page, start + length - start_page)
 
 
 def _map_flags() -> int:

@@ -12,8 +12,9 @@ from kandiga_run.engine import resolve_top_k
 from kandiga_run.errors import RunError
 from kandiga_run.experts.store import ExpertStore
 from kandiga_run.native.blocks.embedding import embedding_and_head
-from kandiga_run.native.blocks.moe import MoE, MoEShape, RoutingMode, SharedExpert
+from kandiga_run.native.blocks.moe import MoE, SharedExpert
 from kandiga_run.native.blocks.norm import RMSNorm
+from kandiga_run.native.blocks.routing import Router, RoutingMode
 from kandiga_run.native.decoder import Decoder, Layer
 from kandiga_run.native.scratch import Scratch
 from kandiga_run.native.weights import Weights
@@ -69,10 +70,16 @@ class Builder:
                 f"{(hidden_size, moe_intermediate_size)}"
             )
         used = resolve_top_k(self.num_experts_per_token, top_k, num_experts)
-        shape = MoEShape(hidden_size, num_experts, used, routing)
-        return MoE(
-            self.weights, name, layer, shape, layout, self.store, self.scratch, shared_expert
+        router = Router(
+            self.weights,
+            f"{name}.gate",
+            hidden_size=hidden_size,
+            num_experts=num_experts,
+            top_k=used,
+            mode=routing,
+            scratch=self.scratch,
         )
+        return MoE(router, self.store, layer, layout, used, self.scratch, shared_expert)
 
     def decoder(
         self,

@@ -18,8 +18,9 @@ from kandiga_run.native.blocks.gated_delta import (
     InputProjection,
 )
 from kandiga_run.native.blocks.mlp import MLP
-from kandiga_run.native.blocks.moe import SharedExpert, routing_mode
+from kandiga_run.native.blocks.moe import SharedExpert
 from kandiga_run.native.blocks.rope import Rope, rope_number, rope_scale
+from kandiga_run.native.blocks.routing import routing_mode
 from kandiga_run.native.builder import Builder, has_experts
 from kandiga_run.native.decoder import Decoder, FeedForward, Layer, Mixer
 from kandiga_run.native.scratch import Scratch
@@ -93,6 +94,7 @@ def build(builder: Builder) -> Decoder:
     config.require("hidden_act", "silu")
     rotary_dim = int(config.positive("head_dim") * rope_number(config, "partial_rotary_factor"))
     rope = Rope(rotary_dim, rope_number(config, "rope_theta"), scale=rope_scale(config))
+    builder.weights.ignore("mtp.")  # multi-token prediction head: packed, not computed
     parts = HybridParts(builder, config, rope, FusedProjection, norm_topk_prob=False)
     return builder.decoder(
         parts.layers("model"),
@@ -132,7 +134,7 @@ def check_layer_types(config: Config) -> None:
     if layer_types != expected:
         raise RunError(
             f"{config.where}: layer_types does not follow full_attention_interval "
-            f"{config.positive('full_attention_interval', 4)}; try --engine mlx"
+            f"{config.positive('full_attention_interval', 4)}"
         )
 
 
