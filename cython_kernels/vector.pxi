@@ -1,6 +1,8 @@
-# Norms, rope, attention, gated delta rule, routing: the border of csrc/vector.h. The last axis of
-# an array is contiguous, the axes before it may have any stride, so that callers can pass slices of
-# a fused projection.
+# Norms, rope, attention, gated delta rule, routing: the border of csrc/vector.h.
+#
+# A float32 argument of one to three axes has a contiguous last axis; the others may have any
+# stride, so that callers can pass slices of a fused projection. T tokens, n heads, D head_dim.
+# Nothing is allocated; wrong shapes, dtypes and strides are ValueErrors.
 from libc.stdint cimport int32_t, int64_t, uint16_t
 
 cdef extern from "vector.h" nogil:
@@ -180,6 +182,7 @@ cdef int take_cache_pair(Buffers held, object keys, object values, bint writable
 
 
 def rms_norm(x, weight, float eps, out):
+    """out = x / sqrt(mean(x^2) + eps) * weight over the last axis; 1 to 3 dims; out may be x."""
     cdef Buffers held = Buffers()
     cdef View vx, vout
     cdef const float* w = NULL
@@ -192,10 +195,12 @@ def rms_norm(x, weight, float eps, out):
 
 
 def head_rms_norm(x, weight, float eps):
+    """rms_norm of each head of x (T, n, D) in place; weight (D,)."""
     rms_norm(x, weight, eps, x)
 
 
 def add_rms_norm(x, delta, weight, float eps, out):
+    """x += delta in place, then out = rms_norm(x); all (T, H)."""
     cdef Buffers held = Buffers()
     cdef View vx, vdelta, vout
     cdef const float* w = NULL
@@ -209,6 +214,7 @@ def add_rms_norm(x, delta, weight, float eps, out):
 
 
 def rms_norm_gated(x, gate, weight, float eps, out):
+    """out = rms_norm(x) * silu(gate); all (T, n, D), weight (D,); out may be x or gate."""
     cdef Buffers held = Buffers()
     cdef View vx, vgate, vout
     cdef const float* w
@@ -221,6 +227,10 @@ def rms_norm_gated(x, gate, weight, float eps, out):
 
 
 def l2_normalize_heads(x, float eps, float scale):
+    """x *= scale / sqrt(sum(x^2) + eps) over the last axis, in place.
+
+    mlx_lm's gated_delta.normalize_qk is scale = D**-0.5 for q and 1 for k, eps = 1e-6.
+    """
     cdef Buffers held = Buffers()
     cdef View vx
     take_rows(held, x, "x", True, &vx)
@@ -229,6 +239,7 @@ def l2_normalize_heads(x, float eps, float scale):
 
 
 def add(x, y):
+    """x += y."""
     cdef Buffers held = Buffers()
     cdef View vx, vy
     take_rows(held, x, "x", True, &vx)
@@ -238,6 +249,7 @@ def add(x, y):
 
 
 def silu_mul(gate, up, out):
+    """out = silu(gate) * up; out may be either."""
     cdef Buffers held = Buffers()
     cdef View vgate, vup, vout
     take_rows(held, gate, "gate", False, &vgate)
@@ -248,6 +260,7 @@ def silu_mul(gate, up, out):
 
 
 def sigmoid_mul(x, gate, out):
+    """out = x * sigmoid(gate); out may be either."""
     cdef Buffers held = Buffers()
     cdef View vx, vgate, vout
     take_rows(held, x, "x", False, &vx)
@@ -258,6 +271,7 @@ def sigmoid_mul(x, gate, out):
 
 
 def sigmoid_scale_add(x, gate, out):
+    """out += sigmoid(gate) * x; x and out (T, H), gate (T, 1)."""
     cdef Buffers held = Buffers()
     cdef View vx, vgate, vout
     take_rows(held, x, "x", False, &vx, 2)
@@ -272,6 +286,7 @@ def sigmoid_scale_add(x, gate, out):
 
 
 def exponential(x, out):
+    """out = exp(x), the exponential that every kernel uses; within 1.1 ulp, subnormals included."""
     cdef Buffers held = Buffers()
     cdef View vx, vout
     take_rows(held, x, "x", False, &vx)
@@ -281,6 +296,11 @@ def exponential(x, out):
 
 
 def split_interleaved(x, outs):
+    """Copy slices of the last axis of x (T, n, W) to outs[i] (T, n, w_i), the sum of w_i being W.
+
+    De-interleaves projections that keep the parts of a head together: q and gate of gated
+    attention, q k v z and b a of qwen3_next.
+    """
     cdef Buffers held = Buffers()
     cdef View vx, vpart
     cdef View[8] parts
@@ -308,6 +328,11 @@ def split_interleaved(x, outs):
 
 
 def rope(x, inv_freq, int64_t offset, *, bint traditional=False, float scale=1.0):
+    """Rotate the first 2 * len(inv_freq) dims of each head of x (T, n, D), in place.
+
+    Token t has angle (offset + t) * scale * inv_freq, in float32. Pairs are (i, i + half), or
+    (2i, 2i + 1) when traditional, as in mlx.nn.RoPE.
+    """
     cdef Buffers held = Buffers()
     cdef View vx, vfreq
     take_rows(held, x, "x", True, &vx, 3)
@@ -326,6 +351,7 @@ def rope(x, inv_freq, int64_t offset, *, bint traditional=False, float scale=1.0
 
 
 def kv_append(keys_new, values_new, keys, values, Py_ssize_t offset):
+    """Write (T, Hkv, D) into caches (Hkv, capacity, D), float32 or float16, from offset on."""
     cdef Buffers held = Buffers()
     cdef View k_new, v_new
     cdef Cache k, v
@@ -348,6 +374,11 @@ def kv_append(keys_new, values_new, keys, values, Py_ssize_t offset):
 
 
 def attention(q, keys, values, Py_ssize_t kv_len, float scale, out):
+    """Causal attention of q (T, Hq, D) over the first kv_len rows of a cache (Hkv, capacity, D).
+
+    Token t sees kv_len - T + t + 1 keys. Query head h reads KV head h // (Hq / Hkv). The result
+    does not depend on the number of threads. MemoryError when a long context cannot be split.
+    """
     cdef Buffers held = Buffers()
     cdef View vq, vout
     cdef Cache k, v
@@ -382,6 +413,11 @@ def attention(q, keys, values, Py_ssize_t kv_len, float scale, out):
 
 
 def causal_conv(x, weight, state, out):
+    """out = silu(depthwise causal convolution of x); x and out (T, C).
+
+    weight (K, C), contiguous: the transpose of a checkpoint's (C, K, 1), so that neighbouring
+    channels are neighbours in memory. state (K - 1, C): the last inputs, oldest first, updated.
+    """
     cdef Buffers held = Buffers()
     cdef View vx, vout
     cdef Py_buffer* buffer
@@ -408,6 +444,7 @@ def causal_conv(x, weight, state, out):
 
 
 def gated_delta_gates(a, b, a_log, dt_bias, g_out, beta_out):
+    """g = exp(-exp(a_log) * softplus(a + dt_bias)), beta = sigmoid(b); (T, Hv), vectors (Hv,)."""
     cdef Buffers held = Buffers()
     cdef View va, vb, vg, vbeta
     cdef const float *log_decay
@@ -425,6 +462,11 @@ def gated_delta_gates(a, b, a_log, dt_bias, g_out, beta_out):
 
 
 def gated_delta(q, k, v, g, beta, state, out):
+    """The gated delta rule, T tokens in order: S = g S; S += beta (v - S k) k^T; out = S q.
+
+    q, k (T, Hk, Dk), normalized; v, out (T, Hv, Dv); g, beta (T, Hv); state (Hv, Dv, Dk) updated.
+    Value head h reads key head h // (Hv / Hk).
+    """
     cdef Buffers held = Buffers()
     cdef View vq, vk, vv, vg, vbeta, vout
     cdef Py_buffer* buffer
@@ -467,6 +509,11 @@ cdef dict SCORE_MODES = {
 
 
 def top_k_routing(logits, Py_ssize_t top_k, str mode, indices, scores):
+    """Select top_k of logits (T, E) into indices and scores (T, top_k), by descending logit.
+
+    Ties go to the lower index. mode: "softmax_then_topk", "softmax_then_topk_normalized" or
+    "topk_then_softmax". A NaN logit ranks last and makes the scores of its token NaN.
+    """
     cdef Buffers held = Buffers()
     cdef View vlogits
     cdef Py_buffer* buffer

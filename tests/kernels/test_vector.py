@@ -1,11 +1,14 @@
 """The vector kernels of every instruction set this machine runs, against numpy float64."""
 
+import threading
+import time
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
 import cython_kernels as ck
+from cython_kernels import _kernels
 from kernels.cases import Case, check, guarded, misaligned, run_here
 from kernels.vector_cases import MODES, all_cases, attention_cases, delta_cases, normal
 
@@ -150,3 +153,20 @@ def test_no_tokens_is_no_work() -> None:
         np.empty((0, 3), np.int32),
         np.empty((0, 3), np.float32),
     )
+
+
+def test_other_threads_run_meanwhile() -> None:
+    """The interpreter lock is released while a kernel runs: some tenths of a second here."""
+    q, cache = normal(1, 64, 8, 64), normal(2, 8, 4096, 64)
+    before = ck.isa()
+    _kernels._force_isa("scalar")
+    try:
+        busy = threading.Thread(target=ck.attention, args=(q, cache, cache, 4096, 1.0, q.copy()))
+        busy.start()
+        turns = 0
+        while busy.is_alive():
+            time.sleep(0.001)
+            turns += 1
+    finally:
+        _kernels._force_isa(before)
+    assert turns >= 10
