@@ -149,6 +149,12 @@ cdef class Matrix:
                 f"{name}: {view.len} bytes, expected {nbytes} for"
                 f" ({self.c.out_features}, {self.c.in_features})"
             )
+        # Raw bytes may begin anywhere, numbers of 2 and 4 bytes may not.
+        cdef Py_ssize_t itemsize = _FORMATS[types[0]][1]
+        if <size_t>view.buf % <size_t>itemsize:
+            raise ValueError(
+                f"{name}: address {<size_t>view.buf:#x}, expected a multiple of {itemsize}"
+            )
         self.nbytes += nbytes
         return view.buf
 

@@ -2,12 +2,14 @@
 
 import subprocess
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+import cython_kernels
 from kernels.cases import Case, read_results, write_cases
 
 HERE = Path(__file__).parent
@@ -50,6 +52,7 @@ def build(folder: Path, compiler: str, isas: Sequence[str], flags: Sequence[str]
     isa_of = {path: path.stem.rpartition("_")[2] for path in CSRC.glob("*_*.c")}
     isa_of = {path: isa for path, isa in isa_of.items() if isa in ISA_FLAGS}
     sources = [*HERE.glob("runner*.c"), *CSRC.glob("*.c")]
+    commands = []
     objects = []
     for source in sorted(sources):
         isa = isa_of.get(source, "scalar")
@@ -58,7 +61,9 @@ def build(folder: Path, compiler: str, isas: Sequence[str], flags: Sequence[str]
         objects.append(folder / f"{source.stem}.o")
         includes = [f"-I{CSRC}", f"-I{HERE}"]
         options = ["-std=gnu11", "-O2", *WARNINGS, *flags, *ISA_FLAGS[isa], *includes]
-        subprocess.run([compiler, *options, "-c", source, "-o", objects[-1]], check=True)
+        commands.append([compiler, *options, "-c", source, "-o", objects[-1]])
+    with ThreadPoolExecutor(max_workers=cython_kernels.cpu_count()) as pool:
+        list(pool.map(lambda command: subprocess.run(command, check=True), commands))
     program = folder / "runner"
     subprocess.run([compiler, *flags, *objects, "-o", program, "-lpthread", "-lm"], check=True)
     return program
