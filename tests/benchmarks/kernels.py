@@ -122,7 +122,7 @@ def bench_expert(
 
 
 def read_ceiling(memory: np.ndarray) -> float:
-    """GB/s of reading memory with all threads: a plain float32 matvec, which only loads and adds."""
+    """GB/s of reading memory with all threads: a float32 matvec, which only loads and adds."""
     columns = 4096
     rows = 4096
     size = rows * columns * 4
