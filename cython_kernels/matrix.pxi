@@ -175,7 +175,7 @@ def matmul(Matrix matrix not None, x, out):
 
 
 def matmul_many(matrices, x, outs):
-    """outs[i] (T, out_features) = x (T, in_features) W_i^T + bias_i, float32, for up to 15 matrices.
+    """outs[i] (T, out_features) = x (T, in_features) W_i^T + bias_i, float32; up to 15 matrices.
 
     One parallel region for all of them: q, k and v of a small model do not fill a machine alone.
     """
