@@ -10,192 +10,28 @@ import io
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from kandiga_run.errors import RunError
+from kandiga_run.cli_options import (
+    Invocation,
+    engine_options,
+    output_options,
+    sampling_options,
+)
 from kandiga_run.exit_codes import HELP, ExitCode
 from kandiga_run.failures import describe
 from kandiga_run.output import PROGRAM, Output
-from kandiga_run.sizes import parse_size
 from kandiga_run.standard_input import decode_input
 
 if TYPE_CHECKING:
     from kandiga_run.engine import Engine
     from kandiga_run.generate import GenerateOptions
     from kandiga_run.prompts import Prompts
-
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-@dataclass
-class Invocation:
-    """What `main` must know about the command it ran, also when the command failed."""
-
-    is_debug: bool = False
-    output: Output = field(default_factory=Output)
-
-
-class Size(click.ParamType[int]):
-    """An amount of memory."""
-
-    name = "SIZE"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return bytes."""
-        try:
-            return parse_size(value) if isinstance(value, str) else int(value)
-        except RunError as error:
-            self.fail(str(error), param, ctx)
-
-
-def _set_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-    ctx.ensure_object(Invocation).is_debug |= value
-
-
-def _options(*options: Callable[[Function], Function]) -> Callable[[Function], Function]:
-    """Return one decorator that adds several options, listed in --help in this order."""
-
-    def decorate(function: Function) -> Function:
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return decorate
-
-
-_sampling_options = _options(
-    click.option(
-        "--max-tokens",
-        metavar="N",
-        type=click.IntRange(min=1),
-        default=1024,
-        show_default=True,
-        help="Longest answer, in tokens.",
-    ),
-    click.option(
-        "--temperature",
-        metavar="T",
-        type=click.FloatRange(min=0),
-        help="0 always takes the most probable token. Default: the model's "
-        "generation_config.json, else 0 (1 when a filter below is given).",
-    ),
-    click.option(
-        "--top-k",
-        metavar="K",
-        type=click.IntRange(min=0),
-        help="Sample from the K most probable tokens.",
-    ),
-    click.option(
-        "--top-p",
-        metavar="P",
-        type=click.FloatRange(min=0, max=1, min_open=True),
-        help="Sample from the fewest tokens that reach probability P.",
-    ),
-    click.option(
-        "--min-p",
-        metavar="P",
-        type=click.FloatRange(min=0, max=1),
-        help="Sample from tokens at least P times as probable as the best.",
-    ),
-    click.option(
-        "--repetition-penalty",
-        metavar="X",
-        type=click.FloatRange(min=0, min_open=True),
-        help="Above 1 makes tokens already used less probable.",
-    ),
-    click.option(
-        "--repetition-window",
-        metavar="N",
-        type=click.IntRange(min=0),
-        help="Tokens the penalty looks back at. Default: all.",
-    ),
-    click.option(
-        "--seed", metavar="N", type=click.IntRange(min=0), help="The same seed gives the same text."
-    ),
-    click.option(
-        "--stop",
-        multiple=True,
-        metavar="TEXT",
-        help="End the answer before this text; may be given several times.",
-    ),
-    click.option(
-        "--think/--no-think",
-        "think",
-        default=None,
-        help="Ask the chat template for reasoning, or for none (enable_thinking).",
-    ),
-    click.option(
-        "--context",
-        metavar="N",
-        type=click.IntRange(min=2),
-        help="Tokens of prompt and answer together. Default: what the model was made for, in "
-        "chat at most 8192.",
-    ),
-)
-
-_engine_options = _options(
-    click.option(
-        "--engine",
-        type=click.Choice(["auto", "native", "mlx"]),
-        default="auto",
-        show_default=True,
-        help="native computes on the CPU, mlx on the Apple GPU.",
-    ),
-    click.option(
-        "--residency",
-        type=click.Choice(["auto", "mapped", "owned"]),
-        default="auto",
-        show_default=True,
-        help="Experts in the system's page cache, or in a fixed pool of our own.",
-    ),
-    click.option(
-        "--memory",
-        "memory_bytes",
-        type=Size(),
-        help="Budget for weights, KV cache and experts, like 2GB (1000-based) or 2GiB "
-        "(1024-based).",
-    ),
-    click.option(
-        "--experts",
-        "num_experts_per_token",
-        type=click.IntRange(min=1),
-        metavar="K",
-        help="Experts a token uses. Fewer than the model's own number is lossy.",
-    ),
-    click.option("--fast", is_flag=True, help="Lossy: half the model's experts a token."),
-    click.option(
-        "--check",
-        type=click.Choice(["first-touch", "always", "off"]),
-        default="first-touch",
-        show_default=True,
-        help="When an expert's checksum is compared.",
-    ),
-    click.option(
-        "--threads",
-        "num_threads",
-        metavar="N",
-        type=click.IntRange(min=1),
-        help="CPU threads. Default: all.",
-    ),
-)
-
-_output_options = _options(
-    click.option("--stats", "shows_stats", is_flag=True, help="Print the figures to stderr."),
-    click.option("--quiet", "-q", is_flag=True, help="Print answers and errors only."),
-    click.option(
-        "--debug",
-        is_flag=True,
-        expose_value=False,
-        callback=_set_debug,
-        help="Print the traceback of a failure.",
-    ),
-)
 
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -220,10 +56,10 @@ Examples:
 @click.argument("prompt", required=False)
 @click.option("--system", metavar="TEXT", help="System message before the prompt.")
 @click.option("--raw", is_flag=True, help="Continue the text as it is, without a chat template.")
-@_sampling_options
-@_engine_options
+@sampling_options
+@engine_options
 @click.option("--json", "is_json", is_flag=True, help="Print one JSON object instead of text.")
-@_output_options
+@output_options
 @click.pass_obj
 def run(
     invocation: Invocation,
@@ -273,9 +109,9 @@ Examples:
 )
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--system", metavar="TEXT", help="System message of the conversation.")
-@_sampling_options
-@_engine_options
-@_output_options
+@sampling_options
+@engine_options
+@output_options
 @click.pass_obj
 def chat(
     invocation: Invocation,
@@ -326,7 +162,7 @@ def _loaded(
         raise click.UsageError("--fast and --experts both choose the experts: give one of them")
     from kandiga_run.engine import load_engine
     from kandiga_run.prompts import Prompts
-    from kandiga_run.report import lossy_notice
+    from kandiga_run.report import departure_notice
 
     engine = load_engine(
         model,
@@ -339,7 +175,7 @@ def _loaded(
     )
     with closing(engine):
         prompts = Prompts(model)
-        if notice := lossy_notice(engine.stats):
+        if notice := departure_notice(engine.stats):
             output.notice(notice)
         made_for = prompts.context_length
         if made_for and (choices["context"] or 0) > made_for:
@@ -349,7 +185,7 @@ def _loaded(
 
 def _generate_options(prompts: Prompts, choices: dict[str, Any]) -> GenerateOptions:
     from kandiga_run.generate import GenerateOptions
-    from kandiga_run.model_defaults import sampling_options
+    from kandiga_run.model_defaults import sampling_for
 
     names = (
         "temperature",
@@ -364,9 +200,7 @@ def _generate_options(prompts: Prompts, choices: dict[str, Any]) -> GenerateOpti
         max_tokens=choices["max_tokens"],
         stop=choices["stop"],
         stop_token_ids=prompts.stop_token_ids,
-        sampling=sampling_options(
-            prompts.generation_config, {name: choices[name] for name in names}
-        ),
+        sampling=sampling_for(prompts.generation_config, {name: choices[name] for name in names}),
         context_length=choices["context"],
     )
 
@@ -382,7 +216,7 @@ def _chat_context(prompts: Prompts, chosen: int | None) -> int:
 
 def _prompt_text(prompt: str | None) -> str:
     """Return the prompt from the command line or standard input."""
-    if prompt is None and sys.stdin.isatty():
+    if prompt is None and (sys.stdin is None or sys.stdin.isatty()):
         raise click.UsageError('no prompt: give one, like "Say hello", or pipe text in')
     if prompt is None or prompt == "-":
         prompt = decode_input(sys.stdin.buffer.read())

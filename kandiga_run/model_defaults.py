@@ -11,7 +11,7 @@ from kandiga_run.sampling import SamplingOptions
 _FILTERS = ("top_k", "top_p", "min_p")
 
 
-def sampling_options(
+def sampling_for(
     generation_config: Mapping[str, Any], chosen: Mapping[str, Any]
 ) -> SamplingOptions:
     """Return the options of a run.

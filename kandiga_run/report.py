@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from cython_kernels import isa
 from kandiga_run.engine import Engine, State
 from kandiga_run.generate import GenerationStats
 from kandiga_run.memory import MemoryUse, memory_use
@@ -16,7 +17,7 @@ def stats_json(engine: Engine, state: State, stats: GenerationStats) -> dict[str
     run = engine.stats
     return {
         "engine": engine.name,
-        "isa": _isa(engine),
+        "isa": isa(),
         "residency": run.residency or None,
         "experts_per_token": {"native": run.top_k, "used": run.num_experts_per_token},
         "is_lossy": run.is_lossy,
@@ -73,19 +74,20 @@ def stats_rows(engine: Engine, state: State, stats: GenerationStats) -> list[tup
         ("experts a token", _experts_per_token(run)),
         (
             "engine",
-            f"{engine.name}, {_isa(engine) or 'gpu'}, experts {run.residency or 'in memory'}",
+            f"{engine.name}, experts on {isa()}, {run.residency}",
         ),
         ("KV cache", f"{state.kv_format}, {format_size(state.nbytes)}"),
         ("memory charged", _memory_row(memory)),
     ]
 
 
-def lossy_notice(run: RunStats) -> str | None:
+def departure_notice(run: RunStats) -> str | None:
     """Return the line that says this run does not compute the published model, if so."""
-    if not run.is_lossy:
+    if run.num_experts_per_token in (0, run.top_k):
         return None
+    kind = "lossy" if run.is_lossy else "not as published"
     return (
-        f"lossy: experts a token {run.num_experts_per_token} instead of the model's {run.top_k}; "
+        f"{kind}: experts a token {run.num_experts_per_token} instead of the model's {run.top_k}; "
         "answers differ from the published model's"
     )
 
@@ -148,13 +150,6 @@ def _memory_row(memory: MemoryUse) -> str:
 def _experts_per_token(run: RunStats) -> str:
     lossy = f" of the model's {run.top_k} (lossy)" if run.is_lossy else ""
     return f"{run.num_experts_per_token}{lossy}"
-
-
-def _isa(engine: Engine) -> str:
-    """Return the instruction set the expert kernels use; both engines run experts on the CPU."""
-    from cython_kernels import isa
-
-    return isa()
 
 
 def _speed(tokens_per_second: float | None) -> str:

@@ -194,6 +194,12 @@ class TestRun:
         assert stats["is_lossy"] is True
         assert stats["experts_per_token"] == {"native": 2, "used": 1}
 
+    def test_more_experts_than_published_are_told(self, model: Path) -> None:
+        result = ok("run", model, "Hello", "--max-tokens", "3", "--json", "--experts", "4")
+        line = "not as published: experts a token 4 instead of the model's 2;"
+        assert result.stderr.startswith(line)
+        assert json.loads(result.stdout)["stats"]["experts_per_token"]["used"] == 4
+
     def test_quiet(self, model: Path) -> None:
         result = ok("run", model, "Hello", "--max-tokens", "3", "--fast", "--quiet")
         assert result.stderr == ""

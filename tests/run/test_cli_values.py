@@ -3,7 +3,7 @@
 import pytest
 
 from kandiga_run.errors import RunError
-from kandiga_run.model_defaults import sampling_options
+from kandiga_run.model_defaults import sampling_for
 from kandiga_run.sampling import SamplingOptions
 from kandiga_run.sizes import format_size, parse_size
 
@@ -63,7 +63,7 @@ def test_sampling_defaults(
     generation_config: dict[str, object], chosen: dict[str, object], wanted: SamplingOptions
 ) -> None:
     absent = {"temperature": None, "top_k": None, "top_p": None, "min_p": None, "seed": None}
-    assert sampling_options(generation_config, {**absent, **chosen}) == wanted
+    assert sampling_for(generation_config, {**absent, **chosen}) == wanted
 
 
 @pytest.mark.parametrize("value", ["0.6", True, [0.6]])
@@ -72,4 +72,4 @@ def test_nonsense_in_generation_config(value: object) -> None:
     with pytest.raises(
         RunError, match=r"generation_config\.json: temperature is .*wanted a number"
     ):
-        sampling_options(config, {})
+        sampling_for(config, {})

@@ -1,0 +1,180 @@
+"""The options that several commands of `kandiga-run` share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import click
+
+from kandiga_run.errors import RunError
+from kandiga_run.output import Output
+from kandiga_run.sizes import parse_size
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@dataclass
+class Invocation:
+    """What `main` must know about the command it ran, also when the command failed."""
+
+    is_debug: bool = False
+    output: Output = field(default_factory=Output)
+
+
+class Size(click.ParamType[int]):
+    """An amount of memory."""
+
+    name = "SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return bytes."""
+        try:
+            return parse_size(value) if isinstance(value, str) else int(value)
+        except RunError as error:
+            self.fail(str(error), param, ctx)
+
+
+def _set_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    ctx.ensure_object(Invocation).is_debug |= value
+
+
+def _options(*options: Callable[[Function], Function]) -> Callable[[Function], Function]:
+    """Return one decorator that adds several options, listed in --help in this order."""
+
+    def decorate(function: Function) -> Function:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+sampling_options = _options(
+    click.option(
+        "--max-tokens",
+        metavar="N",
+        type=click.IntRange(min=1),
+        default=1024,
+        show_default=True,
+        help="Longest answer, in tokens.",
+    ),
+    click.option(
+        "--temperature",
+        metavar="T",
+        type=click.FloatRange(min=0),
+        help="0 always takes the most probable token. Default: the model's "
+        "generation_config.json, else 0 (1 when a filter below is given).",
+    ),
+    click.option(
+        "--top-k",
+        metavar="K",
+        type=click.IntRange(min=0),
+        help="Sample from the K most probable tokens.",
+    ),
+    click.option(
+        "--top-p",
+        metavar="P",
+        type=click.FloatRange(min=0, max=1, min_open=True),
+        help="Sample from the fewest tokens that reach probability P.",
+    ),
+    click.option(
+        "--min-p",
+        metavar="P",
+        type=click.FloatRange(min=0, max=1),
+        help="Sample from tokens at least P times as probable as the best.",
+    ),
+    click.option(
+        "--repetition-penalty",
+        metavar="X",
+        type=click.FloatRange(min=0, min_open=True),
+        help="Above 1 makes tokens already used less probable.",
+    ),
+    click.option(
+        "--repetition-window",
+        metavar="N",
+        type=click.IntRange(min=0),
+        help="Tokens the penalty looks back at. Default: all.",
+    ),
+    click.option(
+        "--seed", metavar="N", type=click.IntRange(min=0), help="The same seed gives the same text."
+    ),
+    click.option(
+        "--stop",
+        multiple=True,
+        metavar="TEXT",
+        help="End the answer before this text; may be given several times.",
+    ),
+    click.option(
+        "--think/--no-think",
+        "think",
+        default=None,
+        help="Ask the chat template for reasoning, or for none (enable_thinking).",
+    ),
+    click.option(
+        "--context",
+        metavar="N",
+        type=click.IntRange(min=2),
+        help="Tokens of prompt and answer together. Default: what the model was made for, in "
+        "chat at most 8192.",
+    ),
+)
+
+engine_options = _options(
+    click.option(
+        "--engine",
+        type=click.Choice(["auto", "native", "mlx"]),
+        default="auto",
+        show_default=True,
+        help="native computes on the CPU, mlx on the Apple GPU.",
+    ),
+    click.option(
+        "--residency",
+        type=click.Choice(["auto", "mapped", "owned"]),
+        default="auto",
+        show_default=True,
+        help="Experts in the system's page cache, or in a fixed pool of our own.",
+    ),
+    click.option(
+        "--memory",
+        "memory_bytes",
+        type=Size(),
+        help="Budget for weights, KV cache and experts, like 2GB (1000-based) or 2GiB "
+        "(1024-based).",
+    ),
+    click.option(
+        "--experts",
+        "num_experts_per_token",
+        type=click.IntRange(min=1),
+        metavar="K",
+        help="Experts a token uses. Fewer than the model's own number is lossy.",
+    ),
+    click.option("--fast", is_flag=True, help="Lossy: half the model's experts a token."),
+    click.option(
+        "--check",
+        type=click.Choice(["first-touch", "always", "off"]),
+        default="first-touch",
+        show_default=True,
+        help="When an expert's checksum is compared.",
+    ),
+    click.option(
+        "--threads",
+        "num_threads",
+        metavar="N",
+        type=click.IntRange(min=1),
+        help="CPU threads. Default: all.",
+    ),
+)
+
+output_options = _options(
+    click.option("--stats", "shows_stats", is_flag=True, help="Print the figures to stderr."),
+    click.option("--quiet", "-q", is_flag=True, help="Print answers and errors only."),
+    click.option(
+        "--debug",
+        is_flag=True,
+        expose_value=False,
+        callback=_set_debug,
+        help="Print the traceback of a failure.",
+    ),
+)
