@@ -14,7 +14,7 @@ import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -79,14 +79,28 @@ class TestRun:
         plain = ok("run", model, "Hello", "--max-tokens", "20")
         assert plain.stdout == result["text"] + ("" if result["text"].endswith("\n") else "\n")
 
-    @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "qwen3_next", "qwen3_5_moe"])
-    def test_greedy_equals_a_direct_loop(self, packed: PackedModels, family: str) -> None:
+    @pytest.mark.parametrize(
+        ("family", "engine_name"),
+        [
+            ("mixtral", "native"),
+            ("qwen3_moe", "native"),
+            ("qwen3_next", "native"),
+            ("qwen3_5_moe", "native"),
+            ("qwen3_moe", "mlx"),
+            ("olmoe", "mlx"),
+        ],
+    )
+    def test_greedy_equals_a_direct_loop(
+        self, packed: PackedModels, family: str, engine_name: Literal["native", "mlx"]
+    ) -> None:
         """Template, encoding, prefill, decode and stop token add up to the bare engine's argmax."""
         container = packed(family).container
-        result = as_json("run", container, "Hello", "--max-tokens", "24", "--temperature", "0")
+        options = ("--max-tokens", "24", "--temperature", "0", "--engine", engine_name)
+        result = as_json("run", container, "Hello", *options)
+        assert result["stats"]["engine"] == engine_name
         prompts = Prompts(container)
         prompt = prompts.encode(prompts.render([{"role": "user", "content": "Hello"}]))
-        engine = load_engine(container)
+        engine = load_engine(container, engine=engine_name)
         state = engine.new_state(len(prompt) + 24)
         logits = engine.forward(np.array(prompt, np.int32), state)
         wanted: list[int] = []
@@ -410,6 +424,20 @@ class TestHelp:
         )
         result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
+
+
+def test_native_run_loads_neither_mlx_nor_transformers(model: Path) -> None:
+    code = (
+        "import sys\n"
+        "from kandiga_run.cli import main\n"
+        "assert main(sys.argv[1:]) == 0\n"
+        "sys.exit(' '.join(n for n in ('mlx', 'transformers', 'torch') if n in sys.modules) or 0)"
+    )
+    arguments = ["run", model, "Hello", "--max-tokens", "3", "--stats"]
+    result = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
 
 
 class TestChatThroughPipes:
