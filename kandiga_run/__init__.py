@@ -1,7 +1,7 @@
 """Container in, tokens out.
 
 engine.py      the seam: `load_engine`, `Engine.forward(tokens, state) -> logits`
-container.py   an opened container as a model: config, dense tensors, expert layouts
+container.py   an opened container as a model: dense tensors, expert layouts; config.py, its config
 experts/       routed experts in memory: mapped or owned, read by worker threads
 native/        the CPU engine: numpy buffers and cython_kernels; never imports mlx
 mlx_engine/    every other mlx-lm family, its experts streamed from the same store

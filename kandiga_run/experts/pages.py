@@ -19,7 +19,7 @@ import threading
 import numpy as np
 
 _PAGE = mmap.PAGESIZE
-_READ_BYTES = 4 << 20
+_READ_BYTES = 2 << 20
 _MADV_POPULATE_READ = 22  # Linux 5.14; older kernels answer EINVAL, which changes nothing here
 
 # Only the lowest bit of an answer says "resident"; macOS sets others.
