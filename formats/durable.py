@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 _CHUNK_BYTES = 4 << 20
@@ -48,14 +47,12 @@ def write_file(path: Path, data: bytes) -> None:
         flush_to_disk(stream.fileno())
 
 
-def hash_file(path: Path, step: Callable[[int], None] | None = None) -> str:
-    """Return the SHA-256 of a file in hexadecimal; `step` gets the bytes of each read."""
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal."""
     digest = hashlib.sha256()
     buffer = bytearray(_CHUNK_BYTES)
     view = memoryview(buffer)
     with path.open("rb", buffering=0) as stream:
         while count := stream.readinto(buffer):
             digest.update(view[:count])
-            if step is not None:
-                step(count)
     return digest.hexdigest()

@@ -1,8 +1,9 @@
-"""kexp.json: which files make up a set, and their digests."""
+"""kexp.json: which files make up a set, and what tells that they are the ones meant."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -20,9 +21,26 @@ _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,254}\Z")
 _HEX_DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 
 
+# A repository host would count the parameters of *.safetensors as the model's.
+_RESERVED_SUFFIXES = (".kexp", ".safetensors")
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """A shard of the set: its name in the folder, its size, its shard root in hexadecimal.
+
+    The root, not a digest of the file: it covers the same bytes, and the writer has it without
+    reading gigabytes a second time.
+    """
+
+    name: str
+    size_bytes: int
+    shard_root: str
+
+
 @dataclass(frozen=True)
 class FileRecord:
-    """A file of the set: its name in the folder, its size, its SHA-256 in hexadecimal."""
+    """A file beside the shards: its name in the folder, its size, its SHA-256 in hexadecimal."""
 
     name: str
     size_bytes: int
@@ -34,16 +52,26 @@ class Manifest:
     """set_root in hexadecimal; shards in order; the pinned files beside them."""
 
     set_root: str
-    shards: tuple[FileRecord, ...]
+    shards: tuple[ShardRecord, ...]
     files: tuple[FileRecord, ...]
 
     def pack(self) -> bytes:
         """Return the bytes of kexp.json."""
         document = {
-            "files": [_pack_record(record) for record in sorted(self.files, key=_by_name)],
+            "files": [
+                {"name": record.name, "sha256": record.sha256, "size": record.size_bytes}
+                for record in sorted(self.files, key=_by_name)
+            ],
             "format": "kexp",
             "set_root": self.set_root,
-            "shards": [_pack_record(record) for record in self.shards],
+            "shards": [
+                {
+                    "name": record.name,
+                    "shard_root": record.shard_root,
+                    "size": record.size_bytes,
+                }
+                for record in self.shards
+            ],
             "version": 1,
         }
         return canonical_json.encode(document, what=MANIFEST_NAME)
@@ -61,16 +89,13 @@ def shard_file_name(shard_no: int, shard_count: int) -> str:
 
 
 def is_file_name(name: str) -> bool:
-    """Whether `name` may stand in a set's folder: one plain component, no leading dot."""
-    return _FILE_NAME.match(name) is not None
+    """Whether a file beside the shards may have this name: one plain component, not reserved."""
+    reserved = name == MANIFEST_NAME or name.endswith(_RESERVED_SUFFIXES)
+    return _FILE_NAME.match(name) is not None and not reserved
 
 
 def _by_name(record: FileRecord) -> str:
     return record.name
-
-
-def _pack_record(record: FileRecord) -> dict[str, Any]:
-    return {"name": record.name, "sha256": record.sha256, "size": record.size_bytes}
 
 
 def parse_manifest(data: bytes, *, file: PurePath) -> Manifest:
@@ -90,36 +115,43 @@ def parse_manifest(data: bytes, *, file: PurePath) -> Manifest:
     set_root = document["set_root"]
     if not isinstance(set_root, str) or not _HEX_DIGEST.match(set_root):
         raise wrong("set_root is not 64 lower-case hexadecimal digits")
-    shards = _parse_records(document["shards"], "shards", file)
-    files = _parse_records(document["files"], "files", file)
+    shards = tuple(
+        ShardRecord(*record) for record in _parse_records(document["shards"], "shard_root", file)
+    )
+    files = tuple(
+        FileRecord(*record) for record in _parse_records(document["files"], "sha256", file)
+    )
     if not 1 <= len(shards) <= MAX_SHARDS:
         raise wrong(f"{len(shards)} shards, wanted 1..{MAX_SHARDS}")
-    for number, record in enumerate(shards):
+    for number, shard in enumerate(shards):
         wanted = shard_file_name(number, len(shards))
-        if record.name != wanted:
-            raise wrong(f"shard {number + 1} is called {record.name!r}, wanted {wanted}")
+        if shard.name != wanted:
+            raise wrong(f"shard {number + 1} is called {shard.name!r}, wanted {wanted}")
     names = [record.name for record in files]
+    for name in names:
+        if not is_file_name(name) or name in UNPINNED_FILES:
+            raise wrong(f"{name!r} is not a plain file name, or is reserved")
     if names != sorted(set(names)):
         raise wrong("files are not in ascending order of their names")
     return Manifest(set_root, shards, files)
 
 
-def _parse_records(items: Any, what: str, file: PurePath) -> tuple[FileRecord, ...]:
+def _parse_records(items: Any, digest_key: str, file: PurePath) -> Iterator[tuple[str, int, str]]:
+    """Yield (name, size, digest) of each record in a list of the manifest."""
+
     def wrong(message: str) -> KexpError:
-        return KexpError("E_MANIFEST", f"{what}: {message}", file=file)
+        return KexpError("E_MANIFEST", message, file=file)
 
     if not isinstance(items, list):
-        raise wrong("wanted a list")
-    records = []
+        raise wrong("shards and files wanted as lists")
     for item in items:
-        if not isinstance(item, dict) or item.keys() != {"name", "sha256", "size"}:
-            raise wrong("an entry wanted with name, sha256, size")
-        name, sha256, size = item["name"], item["sha256"], item["size"]
-        if not isinstance(name, str) or not is_file_name(name):
-            raise wrong(f"{name!r} is not a plain file name")
-        if not isinstance(sha256, str) or not _HEX_DIGEST.match(sha256):
-            raise wrong(f"sha256 of {name} is not 64 lower-case hexadecimal digits")
+        if not isinstance(item, dict) or item.keys() != {"name", "size", digest_key}:
+            raise wrong(f"a record wanted with name, size, {digest_key}")
+        name, size, digest = item["name"], item["size"], item[digest_key]
+        if not isinstance(name, str):
+            raise wrong(f"a name is {name!r}")
+        if not isinstance(digest, str) or not _HEX_DIGEST.match(digest):
+            raise wrong(f"{digest_key} of {name!r} is not 64 lower-case hexadecimal digits")
         if type(size) is not int or size < 0:
-            raise wrong(f"size of {name} is {size!r}")
-        records.append(FileRecord(name, size, sha256))
-    return tuple(records)
+            raise wrong(f"size of {name!r} is {size!r}")
+        yield name, size, digest

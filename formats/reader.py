@@ -255,7 +255,7 @@ def _check_size(shard: Shard, size_bytes: int) -> None:
 
 
 def _check_roots(shards: tuple[Shard, ...], manifest: Manifest) -> None:
-    for shard in shards:
+    for shard, record in zip(shards, manifest.shards, strict=True):
         if shard.superblock.set_root.hex() != manifest.set_root:
             raise KexpError(
                 "E_SET_ROOT",
@@ -263,6 +263,14 @@ def _check_roots(shards: tuple[Shard, ...], manifest: Manifest) -> None:
                 f"{short(manifest.set_root)} in {MANIFEST_NAME}: a shard of another set",
                 file=shard.path,
                 offset_bytes=72,
+            )
+        if shard.superblock.shard_root.hex() != record.shard_root:
+            raise KexpError(
+                "E_SHARD_ROOT",
+                f"shard root {short(shard.superblock.shard_root)} != "
+                f"{short(record.shard_root)} in {MANIFEST_NAME}",
+                file=shard.path,
+                offset_bytes=104,
             )
         if shard.section(LAYT).sha256 != shards[0].section(LAYT).sha256:
             raise KexpError("E_LAYOUT", "layouts are not those of shard 1", file=shard.path)

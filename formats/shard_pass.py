@@ -6,15 +6,12 @@ import hashlib
 import os
 import zlib
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 
 from formats.constants import MAX_JSON_BYTES
 from formats.errors import KexpError, os_errors, short
 from formats.layout import Layout
-from formats.manifest import MANIFEST_NAME, FileRecord
 from formats.sections import BLKS, CODEC_RAW, Section, decode_section, first_section_floor
 from formats.shard import Shard
 
@@ -24,55 +21,35 @@ _MAX_FINDINGS = 100
 
 
 class ShardPass:
-    """One shard read from its first byte to its last, each byte once.
-
-    The SHA-256 of the whole file is computed on a second thread beside that of the blocks.
-    """
+    """One shard read from its first byte to its last, each byte once."""
 
     def __init__(
         self,
         shard: Shard,
-        record: FileRecord,
         step: Callable[[int], None],
         checkpoint: Callable[[], None],
     ) -> None:
         self._shard = shard
-        self._record = record
         self._step = step
         self._checkpoint = checkpoint
         self._findings: list[KexpError] = []
         self._buffer = bytearray(_CHUNK_BYTES)
         self._at = 0
-        self._file_sha256 = hashlib.sha256()
-        self._hasher = ThreadPoolExecutor(1, thread_name_prefix="kexp-sha256")
-        self._hashing: Future[None] | None = None
-
-    def __enter__(self) -> ShardPass:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._hasher.shutdown()
 
     def run(self) -> list[KexpError]:
-        """Return the faults of the shard, at most _MAX_FINDINGS and a digest."""
+        """Return the faults of the shard, at most _MAX_FINDINGS and one that ended the pass."""
         try:
             self._read_to(first_section_floor(self._shard.superblock.section_count))
             for section in self._shard.sections:
                 self._read_to(section.offset_bytes)  # zeros, as was seen at open
                 self._check_section(section)
-            self._wait()
         except KexpError as error:
             return [*self._findings, error]
-        actual = self._file_sha256.hexdigest()
-        # Where a block is already known to be bad, the digest of the file says nothing more.
-        if actual != self._record.sha256 and not self._findings:
-            self._findings.append(file_digest_error(self._shard.path, actual, self._record))
         return self._findings
 
     def _read(self, length: int) -> memoryview:
         """Return the next `length` bytes, valid until the next call."""
         self._checkpoint()
-        self._wait()
         if length > len(self._buffer):
             self._buffer = bytearray(length)
         view = memoryview(self._buffer)[:length]
@@ -89,14 +66,8 @@ class ShardPass:
                 )
             done += count
         self._at += length
-        self._hashing = self._hasher.submit(self._file_sha256.update, view)
         self._step(length)
         return view
-
-    def _wait(self) -> None:
-        if self._hashing is not None:
-            self._hashing.result()
-            self._hashing = None
 
     def _read_to(self, end: int) -> None:
         while self._at < end:
@@ -201,11 +172,3 @@ def _gaps(layout: Layout) -> list[tuple[int, int]]:
 
 def _is_zero(data: memoryview) -> bool:
     return not np.frombuffer(data, dtype=np.uint8).any()
-
-
-def file_digest_error(path: Path, actual: str, record: FileRecord) -> KexpError:
-    return KexpError(
-        "E_FILE_SHA256",
-        f"sha256 {short(actual)} != {short(record.sha256)} in {MANIFEST_NAME}",
-        file=path,
-    )

@@ -17,6 +17,7 @@ from formats.constants import EXPERT_ENTRY_BYTES, HEADER_BYTES
 from formats.durable import flush_to_disk, write_at
 from formats.errors import os_errors
 from formats.expert_index import ENTRY_DTYPE
+from formats.manifest import ShardRecord
 from formats.plan import SetPlan, ShardPlan, place_sections
 from formats.sections import BLKS, DENS, EXPT, LAYT, META, Section, required_tags
 from formats.superblock import Superblock
@@ -129,6 +130,12 @@ class ShardWriter:
         with os_errors(self.path, "written"):
             flush_to_disk(self._open())
         self.close()
+
+    def record(self) -> ShardRecord:
+        """Return what kexp.json says about the shard, once `finish` has made its root."""
+        if self.superblock is None:
+            raise RuntimeError("record before finish")
+        return ShardRecord(self.plan.name, self.file_bytes, self.superblock.shard_root.hex())
 
     def close(self) -> None:
         if self._fd >= 0:

@@ -15,7 +15,7 @@ from formats.parallel import map_threads
 from formats.reader import KexpSet, open_set
 from formats.sections import BLKS
 from formats.shard import Shard
-from formats.shard_pass import ShardPass, file_digest_error
+from formats.shard_pass import ShardPass
 
 Progress = Callable[[int], None]
 
@@ -70,9 +70,7 @@ def verify_full(
                     progress(count)
 
         def read(number: int, checkpoint: Callable[[], None]) -> list[KexpError]:
-            record = opened.manifest.shards[number]
-            with ShardPass(opened.shards[number], record, step, checkpoint) as shard_pass:
-                return shard_pass.run()
+            return ShardPass(opened.shards[number], step, checkpoint).run()
 
         for findings in map_threads(read, range(len(opened.shards)), num_threads=num_threads):
             report.findings.extend(findings)
@@ -111,7 +109,8 @@ def _check_file(path: Path, record: FileRecord) -> list[KexpError]:
         message = f"{size} bytes, {MANIFEST_NAME} says {record.size_bytes}"
         return [KexpError("E_FILE_SIZE", message, file=path)]
     if actual != record.sha256:
-        return [file_digest_error(path, actual, record)]
+        message = f"sha256 {short(actual)} != {short(record.sha256)} in {MANIFEST_NAME}"
+        return [KexpError("E_FILE_SHA256", message, file=path)]
     return []
 
 

@@ -6,10 +6,9 @@ import hashlib
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Lock
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ from formats import digests
 from formats.buffers import Buffer, as_bytes
 from formats.dense import DenseImage, DenseSpec, plan_image
 from formats.dense_writer import DenseWriter
-from formats.durable import flush_folder, hash_file, write_file
+from formats.durable import flush_folder, write_file
 from formats.errors import KexpError, os_errors
 from formats.layout import Layout
 from formats.layout_section import pack_layouts
@@ -29,7 +28,6 @@ from formats.manifest import (
     is_file_name,
 )
 from formats.meta import pack_meta
-from formats.parallel import map_threads
 from formats.plan import SetPlan
 from formats.reader import open_set
 from formats.sections import LAYT, META
@@ -148,8 +146,7 @@ class SetWriter:
         Raises:
             KexpError: E_FILE_NAME if the name is taken, reserved or not a plain component.
         """
-        reserved = name == MANIFEST_NAME or name.endswith(".kexp")
-        if reserved or not is_file_name(name) or name in self._records:
+        if not is_file_name(name) or name in self._records:
             raise KexpError("E_FILE_NAME", f"{name!r} is reserved, repeated or not a plain name")
         path = self._temp / name
         with os_errors(path, "written"):
@@ -237,14 +234,9 @@ class SetWriter:
                 )
             block[part.offset_bytes : part.offset_bytes + part.length_bytes] = view
 
-    def commit(self, progress: Callable[[int], None] | None = None) -> Path:
+    def commit(self) -> Path:
         """Finish: roots, fsync, checks, kexp.json, rename. Return `dest`.
 
-        The shards are read once more, for the SHA-256 of whole files: it cannot be had while
-        writing, because the first page of a file depends on all the rest of the set.
-
-        Args:
-            progress: called with the number of bytes of each step of that reading.
         Raises:
             KexpError: E_PLAN if something is missing, E_EXISTS, E_IO, or what `open_set` finds.
         """
@@ -259,7 +251,7 @@ class SetWriter:
                 shard.stamp(root)
             manifest = Manifest(
                 root.hex(),
-                self._hash_shards(progress),
+                tuple(shard.record() for shard in self._shards),
                 tuple(each for each in self._records.values() if each.name not in UNPINNED_FILES),
             )
             write_file(self._temp / MANIFEST_NAME, manifest.pack())
@@ -270,20 +262,6 @@ class SetWriter:
             self._temp.rename(self.dest)
             flush_folder(self.dest.parent)
         return self.dest
-
-    def _hash_shards(self, progress: Callable[[int], None] | None) -> tuple[FileRecord, ...]:
-        lock = Lock()
-
-        def record(shard: ShardWriter, checkpoint: Callable[[], None]) -> FileRecord:
-            def step(count: int) -> None:
-                checkpoint()
-                if progress is not None:
-                    with lock:
-                        progress(count)
-
-            return FileRecord(shard.path.name, shard.file_bytes, hash_file(shard.path, step))
-
-        return tuple(map_threads(record, self._shards))
 
 
 def _sha256(data: memoryview) -> bytes:

@@ -156,8 +156,7 @@ def _convert(
                     _write_layer(writer, source, stack, progress)
             meta["source"]["files"] = digests.result()
             writer.replace_meta(meta)
-            with piece_of_work(progress, "checking", plan.total_bytes):
-                writer.commit(progress.advance)
+            writer.commit()
     return ConvertSummary(
         path=dest,
         source=source.name,

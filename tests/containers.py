@@ -226,7 +226,7 @@ def install(folder: Path, data: bytes | bytearray) -> None:
     manifest = json.loads((folder / "kexp.json").read_bytes())
     manifest["set_root"] = bytes(data[72:104]).hex()
     manifest["shards"] = [
-        {"name": "model.kexp", "sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+        {"name": "model.kexp", "shard_root": bytes(data[104:136]).hex(), "size": len(data)}
     ]
     text = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
     (folder / "kexp.json").write_text(text)

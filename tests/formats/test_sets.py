@@ -134,11 +134,14 @@ def change_manifest(folder: Path, change: object) -> None:
         lambda manifest: manifest["shards"][0].update(name="../model.kexp"),
         lambda manifest: manifest["shards"][0].update(size=-1),
         lambda manifest: manifest["shards"][0].update(size="1"),
-        lambda manifest: manifest["shards"][0].update(sha256=""),
-        lambda manifest: manifest["shards"][0].pop("sha256"),
+        lambda manifest: manifest["shards"][0].update(shard_root=""),
+        lambda manifest: manifest["shards"][0].update(sha256="0" * 64),
+        lambda manifest: manifest["shards"][0].pop("shard_root"),
         lambda manifest: manifest["files"][0].update(name="../config.json"),
         lambda manifest: manifest["files"][0].update(name="/etc/passwd"),
         lambda manifest: manifest["files"][0].update(name="config.json\n"),
+        lambda manifest: manifest["files"][0].update(name="model-old.kexp"),
+        lambda manifest: manifest["files"][0].update(name="README.md"),
         lambda manifest: manifest["files"].append(manifest["files"][0]),
         lambda manifest: manifest["files"].append(7),
     ],
@@ -154,11 +157,10 @@ def test_sizes_in_the_manifest_are_compared(folder: Path) -> None:
     assert (error.code, error.file) == ("E_FILE_SIZE", SHARDS[2])
 
 
-def test_digests_in_the_manifest_are_compared_by_full_verification(folder: Path) -> None:
-    change_manifest(folder, lambda manifest: manifest["shards"][2].update(sha256="0" * 64))
-    assert verify_index(folder).ok
-    (finding,) = verify_full(folder).findings
-    assert (finding.code, finding.file) == ("E_FILE_SHA256", SHARDS[2])
+def test_shard_roots_in_the_manifest_are_compared(folder: Path) -> None:
+    change_manifest(folder, lambda manifest: manifest["shards"][2].update(shard_root="0" * 64))
+    error = refused(folder)
+    assert (error.code, error.file) == ("E_SHARD_ROOT", SHARDS[2])
 
 
 def test_other_files_may_stand_beside(folder: Path) -> None:

@@ -72,17 +72,6 @@ def test_leaving_without_a_commit_leaves_nothing(tmp_path: Path, error: type, af
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_interrupted_commit_leaves_nothing(tmp_path: Path) -> None:
-    def interrupted(count: int) -> None:
-        raise KeyboardInterrupt
-
-    with make_writer(tmp_path / "model") as writer:
-        write_all(writer)
-        with pytest.raises(KeyboardInterrupt):
-            writer.commit(progress=interrupted)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_killed_writer_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:
     script = f"""
 import os, signal
@@ -222,7 +211,16 @@ def test_files_beside_the_shards(tmp_path: Path) -> None:
         files[-1].write_text(f"{{}} {name}")
     with make_writer(tmp_path / "model", files=files) as writer:
         writer.add_file("LICENSE", b"Apache-2.0")
-        for name in ("config.json", "kexp.json", "model.kexp", "a/b", "..", ".hidden", ""):
+        for name in (
+            "config.json",
+            "kexp.json",
+            "a.kexp",
+            "a.safetensors",
+            "a/b",
+            "..",
+            ".hidden",
+            "",
+        ):
             with pytest.raises(KexpError, match="E_FILE_NAME"):
                 writer.add_file(name, b"")
         write_all(writer)
