@@ -57,12 +57,19 @@ class MappedStore:
     @contextmanager
     def fetch(self, layer: int, experts: NDArray[np.int32]) -> Iterator[Arrivals]:
         """Bring the experts in; each arrives once, those already in memory first."""
+        pending = Pending(self._readers, self.stats)
+        try:
+            ready = self._start(layer, experts.tolist(), pending)
+            yield Arrivals(_batches(self._addresses[layer], ready, pending))
+        finally:
+            pending.drain()
+
+    def _start(self, layer: int, wanted: list[int], pending: Pending) -> list[Arrival]:
+        """Let workers bring in what is absent or unchecked; return the rest."""
         addresses = self._addresses[layer]
         length = self._blocks[layer].payload_bytes
-        pending = Pending(self._readers, self.stats)
         ready = []
         num_read = 0
-        wanted = experts.tolist()
         for expert in wanted:
             absent = self._absent_bytes(layer, expert, addresses[expert], length)
             check = self._blocks.needs_check(layer, expert)
@@ -75,10 +82,7 @@ class MappedStore:
         self.stats.experts_requested += len(wanted)
         self.stats.experts_read += num_read
         self.stats.experts_reused += len(wanted) - num_read
-        try:
-            yield Arrivals(_batches(addresses, ready, pending))
-        finally:
-            pending.drain()
+        return ready
 
     def resize(self, budget_bytes: int) -> None:
         """Do nothing: mapped pages belong to the kernel, which takes them back when it must."""

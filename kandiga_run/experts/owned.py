@@ -47,9 +47,7 @@ class OwnedStore:
         self.stats.residency = self.residency
         self._blocks = Blocks(container, check)
         self._files = [DirectFile(shard.path) for shard in container.shards]
-        self._pools = {
-            size: SlotPool(size, self._classes[size], shares[size]) for size in self._classes
-        }
+        self._pools = {size: SlotPool(size, num_slots) for size, num_slots in shares.items()}
         self._readers = ReaderPool(num_readers)
 
     @property
@@ -64,8 +62,9 @@ class OwnedStore:
         More experts than slots arrive in waves: the slots of a batch are reused as soon as the
         next one is asked for.
         """
-        fetch = _Fetch(self, layer, experts.tolist())
+        fetch = _Fetch(self, layer)
         try:
+            fetch.start(experts.tolist())
             yield Arrivals(fetch.batches())
         finally:
             fetch.finish()
@@ -112,18 +111,25 @@ class OwnedStore:
 class _Fetch:
     """One fetch of a layer: which experts hold a slot, which are being read, which must wait."""
 
-    def __init__(self, store: OwnedStore, layer: int, wanted: list[int]) -> None:
+    def __init__(self, store: OwnedStore, layer: int) -> None:
         self._store = store
         self._layer = layer
         self._pool = store.pool(layer)
         self._pending = store.new_pending()
-        self._ready = [expert for expert in wanted if self._pool.find((layer, expert))]
+        self._ready: list[int] = []
         self._in_flight: set[int] = set()
-        found = set(self._ready)
+        self._backlog: list[int] = []
+
+    def start(self, wanted: list[int]) -> None:
+        """Pin what has a slot and start reading the rest, as far as slots go."""
+        missing: list[int] = []
+        for expert in wanted:
+            found = self._pool.find((self._layer, expert))
+            (self._ready if found else missing).append(expert)
+        self._store.stats.experts_requested += len(wanted)
+        self._store.stats.experts_reused += len(self._ready)
         # Popped from the end, so that reads start in the order asked for.
-        self._backlog = [expert for expert in reversed(wanted) if expert not in found]
-        store.stats.experts_requested += len(wanted)
-        store.stats.experts_reused += len(found)
+        self._backlog = missing[::-1]
         self._start_reads()
 
     def batches(self) -> Iterator[list[Arrival]]:

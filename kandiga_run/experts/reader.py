@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 
 from kandiga_run.stats import RunStats
@@ -61,6 +62,10 @@ class Pending:
         self._stats = stats
         self._outcomes: SimpleQueue[_Outcome] = SimpleQueue()
         self._count = 0
+        self._num_started = 0
+        # One entry a finished job, put there by the workers: counting what was taken from the
+        # queue would be off by one after a Ctrl-C between taking and counting.
+        self._finished: list[int] = []
 
     def __bool__(self) -> bool:
         return self._count > 0
@@ -69,14 +74,16 @@ class Pending:
         """Let a worker run the job that brings `expert` in."""
 
         def run() -> None:
+            outcome: BaseException | None = None
             try:
                 job()
             except BaseException as error:  # raised where the fetch waits
-                self._outcomes.put((expert, error))
-            else:
-                self._outcomes.put((expert, None))
+                outcome = error
+            self._finished.append(expert)
+            self._outcomes.put((expert, outcome))
 
         self._count += 1
+        self._num_started += 1
         self._readers.submit(run)
 
     def wait(self) -> list[int]:
@@ -94,9 +101,9 @@ class Pending:
 
     def drain(self) -> None:
         """Wait until no worker touches this fetch's memory any more; errors are dropped."""
-        while self._count:
-            self._outcomes.get()
-            self._count -= 1
+        while len(self._finished) < self._num_started:
+            with suppress(Empty):
+                self._outcomes.get(timeout=0.01)
 
     def _take(self, outcome: _Outcome) -> int:
         expert, error = outcome

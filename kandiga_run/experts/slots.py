@@ -17,15 +17,16 @@ Key = tuple[int, int]  # (layer, expert)
 
 
 class SlotPool:
-    """Up to `max_slots` buffers of `slot_bytes`, each holding one expert or none.
+    """Buffers of `slot_bytes`, each holding one expert or none.
 
-    Address space for all of them is reserved at once and costs nothing; memory is charged when a
+    Address space for all slots is reserved at once and costs nothing; memory is charged when a
     slot is first filled, and given back when `resize` takes the slot away.
     """
 
-    def __init__(self, slot_bytes: int, max_slots: int, num_slots: int) -> None:
+    def __init__(self, slot_bytes: int, max_slots: int) -> None:
         self.slot_bytes = slot_bytes
         self.max_slots = max_slots
+        self.num_slots = max_slots
         self._memory = mmap.mmap(-1, slot_bytes * max_slots + _HUGE_PAGE, flags=_map_flags())
         whole = memoryview(self._memory)
         address = address_of(whole)
@@ -37,8 +38,7 @@ class SlotPool:
         if hasattr(mmap, "MADV_HUGEPAGE"):
             length = slot_bytes * max_slots
             self._memory.madvise(mmap.MADV_HUGEPAGE, self._start, length)
-        self.num_slots = num_slots
-        self._free = list(reversed(range(num_slots)))
+        self._free = list(reversed(range(max_slots)))
         self._slot_of: OrderedDict[Key, int] = OrderedDict()  # least recently used first
         self._pinned: set[Key] = set()
 
@@ -83,7 +83,10 @@ class SlotPool:
         return self._view[start : start + length]
 
     def resize(self, num_slots: int) -> None:
-        """Change the number of slots; nothing may be pinned. Contents of slots kept stay."""
+        """Use the first `num_slots` slots, at most `max_slots`; their contents stay.
+
+        Nothing may be pinned.
+        """
         num_slots = min(num_slots, self.max_slots)
         for key, slot in list(self._slot_of.items()):
             if slot >= num_slots:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from kandiga_run.engine import Check, Residency
+from kandiga_run.engine import Check, EngineOptions, Residency
 from kandiga_run.errors import RunError
 from kandiga_run.experts.pages import absent_bytes, address_of, mincore_tells_the_truth
 from kandiga_run.memory import available_bytes
@@ -72,7 +72,10 @@ class ExpertStore(Protocol):
         """
 
     def resize(self, budget_bytes: int) -> None:
-        """Give memory back, or take more, up to a budget; RunError when it cannot work."""
+        """Give memory back, or take more, up to the budget the store was opened with.
+
+        Raises RunError for a budget that cannot work.
+        """
 
     def close(self) -> None:
         """Stop the readers and release the memory. Closing twice is harmless."""
@@ -111,6 +114,27 @@ def open_store(
         budget_bytes = int(available_bytes() * _OWNED_SHARE)
     return OwnedStore(
         model.container, budget_bytes, num_readers=num_readers, check=check, stats=stats
+    )
+
+
+def open_store_for(model: Model, options: EngineOptions, stats: RunStats) -> ExpertStore:
+    """Return the store an engine starts with.
+
+    Its budget is all of the memory the user allows: an upper bound, for which address space is
+    reserved. The engine resizes it as soon as it knows what else takes memory.
+    """
+    from kandiga_run.experts.owned import smallest_budget
+
+    budget_bytes = options.memory_bytes
+    if budget_bytes is not None:
+        budget_bytes = max(budget_bytes, smallest_budget(model.container))
+    return open_store(
+        model,
+        residency=options.residency,
+        budget_bytes=budget_bytes,
+        num_readers=options.num_readers,
+        check=options.check,
+        stats=stats,
     )
 
 

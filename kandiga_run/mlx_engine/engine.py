@@ -16,7 +16,7 @@ from kandiga_run.container import Model
 from kandiga_run.engine import PREFILL_CHUNK, EngineOptions, State, resolve_top_k
 from kandiga_run.errors import RunError
 from kandiga_run.experts.owned import smallest_budget
-from kandiga_run.experts.store import ExpertStore, open_store
+from kandiga_run.experts.store import open_store_for
 from kandiga_run.memory import memory_use
 from kandiga_run.mlx_engine.choose import ExpertsOn
 from kandiga_run.mlx_engine.network import Network
@@ -64,7 +64,7 @@ class MlxEngine:
         self._take_top_k(options)
         use = memory_use()
         self._own_bytes = use.anonymous_bytes or use.resident_bytes
-        self._store = _open_store(model, options, self.stats)
+        self._store = open_store_for(model, options, self.stats)
         try:
             self._network: Network | None = Network(
                 model,
@@ -193,21 +193,6 @@ class MlxEngine:
                 f"works is {(fixed + least) / _MIB + 0.05:.1f} MiB"
             )
         self._store.resize(self._budget_bytes - fixed)
-
-
-def _open_store(model: Model, options: EngineOptions, stats: RunStats) -> ExpertStore:
-    # An owned store starts at its minimum and grows once the rest of the memory is known.
-    starting_budget = None
-    if options.memory_bytes is not None:
-        starting_budget = smallest_budget(model.container)
-    return open_store(
-        model,
-        residency=options.residency,
-        budget_bytes=starting_budget,
-        num_readers=options.num_readers,
-        check=options.check,
-        stats=stats,
-    )
 
 
 def _vocab_size(config: dict[str, Any]) -> int:

@@ -13,7 +13,7 @@ from kandiga_run.container import Model
 from kandiga_run.engine import PREFILL_CHUNK, EngineOptions, State, resolve_top_k
 from kandiga_run.errors import RunError
 from kandiga_run.experts.owned import smallest_budget
-from kandiga_run.experts.store import ExpertStore, open_store
+from kandiga_run.experts.store import open_store_for
 from kandiga_run.memory import memory_use
 from kandiga_run.native.architectures import ARCHITECTURES
 from kandiga_run.native.builder import Builder
@@ -39,7 +39,7 @@ class NativeEngine:
         self._own_bytes = memory_use().anonymous_bytes or 0
         if options.num_threads is not None:
             set_num_threads(options.num_threads)
-        self._store = _open_store(model, options, self.stats)
+        self._store = open_store_for(model, options, self.stats)
         try:
             self._build()
         except BaseException:
@@ -156,21 +156,6 @@ class NativeEngine:
                 f"works is {(fixed + least) / _MIB + 0.05:.1f} MiB"
             )
         self._store.resize(budget - fixed)
-
-
-def _open_store(model: Model, options: EngineOptions, stats: RunStats) -> ExpertStore:
-    # An owned store starts at its minimum and grows once the rest of the memory is known.
-    starting_budget = None
-    if options.memory_bytes is not None:
-        starting_budget = smallest_budget(model.container)
-    return open_store(
-        model,
-        residency=options.residency,
-        budget_bytes=starting_budget,
-        num_readers=options.num_readers,
-        check=options.check,
-        stats=stats,
-    )
 
 
 def _kv_dtype(model: Model, choice: Literal["auto", "f16", "f32"]) -> np.dtype[np.generic]:

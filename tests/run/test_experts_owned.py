@@ -115,7 +115,7 @@ def test_resizing_keeps_the_store_right(model: Model) -> None:
 
 def test_slots_taken_away_are_given_back_to_the_system() -> None:
     num_slots, slot_bytes = 32, 1 << 20
-    pool = SlotPool(slot_bytes, num_slots, num_slots)
+    pool = SlotPool(slot_bytes, num_slots)
     before = memory_use().anonymous_bytes
     if before is None:
         pytest.skip("this system does not tell anonymous memory apart")
@@ -164,7 +164,7 @@ def test_a_filesystem_without_direct_reads(tmp_path: Path) -> None:
         try:
             for direct in (True, False):
                 file = DirectFile(path, direct=direct)
-                pool = SlotPool(16384 * 2, 1, 1)
+                pool = SlotPool(16384 * 2, 1)
                 pool.take((0, 0))
                 file.read_into(pool.buffer((0, 0), 32768), 16384)
                 assert pool.buffer((0, 0), 32768) == data[16384:]
