@@ -85,7 +85,7 @@ size_t kandiga_expert_scratch_floats(const struct kandiga_expert_layout* layout,
     return rows * row_floats + 16; /* 16: room to align the start to 64 bytes */
 }
 
-/* ---- the four steps of a wave ---- */
+/* The four steps of a wave, each a job of its own: prepare x, gate and up, prepare h, down. */
 
 static void prepare_x_item(void* context, size_t item) {
     const struct run* run = context;
@@ -144,8 +144,6 @@ static void down_item(void* context, size_t item) {
     kandiga_quant.rows(&w, h, group->num_rows, begin, end,
                        run->out + group->first_row * run->hidden_size + begin, run->hidden_size);
 }
-
-/* ---- */
 
 static void parallel_prepare(kandiga_task task, struct run* run, size_t items, size_t floats) {
     if (items * floats >= MIN_PARALLEL_PREPARE) {
