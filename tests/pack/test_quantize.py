@@ -2,16 +2,18 @@
 
 import contextlib
 import io
+import sys
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 import pytest
 from mlx_lm import convert as mlx_lm_convert
+from mlx_lm.models import mixtral
 
 from checkpoints import make_checkpoint
 from kandiga_pack import PackError, Quantization, convert, export, verify
-from kandiga_pack.sources.converted import experts
+from kandiga_pack.sources.converted import dense, experts
 from published import PUBLISHERS, make_published
 
 # transformers loads the tokenizer for mlx_lm.convert and warns about configs it does not know.
@@ -88,6 +90,54 @@ def test_experts_converted_one_by_one(
     monkeypatch.setattr(experts, "CHUNK_BYTES", 1)
     source = make_published(tmp_path / "source", layout)
     assert_same_as_mlx_lm(source, tmp_path, Quantization(4, 32))
+
+
+@pytest.mark.parametrize("layout", ["qwen3_next", "qwen3_5_moe", "deepseek_v3 fp8"])
+@pytest.mark.parametrize("quantization", [Quantization(4, 32), None], ids=["quantized", "as-is"])
+def test_dense_tensors_converted_by_rows(
+    layout: str,
+    quantization: Quantization | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The real path of large embedding tables, a few rows at a time."""
+    monkeypatch.setattr(dense, "BY_ROWS_BYTES", 0)
+    monkeypatch.setattr(dense, "SLICE_BYTES", 1000)
+    monkeypatch.setattr(sys.modules[convert.__module__], "SLICE_BYTES", 3000)
+    source = make_published(tmp_path / "source", layout)
+    assert_same_as_mlx_lm(source, tmp_path, quantization)
+
+
+def test_experts_made_with_other_tensors_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A `sanitize` unlike those we know must not be fed placeholders in silence."""
+    sanitize = mixtral.Model.sanitize
+
+    def scaled(model: mixtral.Model, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+        scale = weights["model.norm.weight"][0]
+        return {
+            name: value * scale if "switch_mlp" in name else value
+            for name, value in sanitize(model, weights).items()
+        }
+
+    monkeypatch.setattr(mixtral.Model, "sanitize", scaled)
+    source = make_published(tmp_path / "source", "mixtral")
+    with pytest.raises(PackError, match="with the help of tensors that are not theirs"):
+        convert(source, tmp_path / "packed")
+    assert not (tmp_path / "packed").exists()
+
+
+def test_a_nan_of_the_checkpoint_is_carried(tmp_path: Path) -> None:
+    source = make_published(tmp_path / "source", "mixtral")
+    for shard in source.glob("*.safetensors"):
+        weights = mx.load(str(shard))
+        for name in weights:
+            if ".experts.2.w1" in name:
+                weights[name][0, 0] = float("nan")
+        mx.eval(weights)
+        mx.save_safetensors(str(shard), weights, metadata={"format": "pt"})
+    assert_same_as_mlx_lm(source, tmp_path, None)
 
 
 def test_quantized_twice_is_refused(tmp_path: Path) -> None:

@@ -4,11 +4,11 @@ mlx-lm does all of the work that differs between families: its model class build
 its `sanitize` renames, splits and transposes the published tensors, its quantizer decides what is
 quantized and how. All of that is lazy in MLX, so it costs no memory until a tensor is evaluated.
 
-`lazy_model` follows mlx_lm.convert up to the point where it writes. `source` evaluates dense
-tensors one at a time. Expert stacks are never evaluated, because MLX would make the whole stack to
-give one expert: `experts` runs `sanitize` on a few experts at a time, on a model object told that
-it has only so many. `published` finds their tensors in the download, `arrays` crosses over between
-numpy and mlx.
+`lazy_model` follows mlx_lm.convert up to the point where it writes. `dense` evaluates one dense
+tensor at a time, the largest by rows. Expert stacks are never evaluated, because MLX would make the
+whole stack to give one expert: `experts` runs the `sanitizer` on a few experts at a time, a model
+object told that it has only so many. `published` finds their tensors in the download, `arrays`
+crosses over between numpy and mlx, and `source` is the Source made of all this.
 """
 
 from kandiga_pack.sources.converted.published import has_published_experts

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 
 def cast_like_mlx_lm(name: str, value: Any, dtype: Any, may_cast: Any) -> Any:
+    """Cast floating parameters that the model allows to be cast; `dtype` None casts nothing."""
     import mlx.core as mx
 
     if dtype is not None and may_cast(name) and mx.issubdtype(value.dtype, mx.floating):
@@ -38,19 +40,44 @@ _MLX_NAMES = {
 
 
 def mlx_dtype(name: str) -> Any:
+    """Return mlx's dtype of this name."""
     import mlx.core as mx
 
     return getattr(mx, _MLX_NAMES[name])
 
 
 def dtype_name(dtype: Any) -> str:
+    """Return our name of an mlx dtype."""
     spelled = str(dtype).removeprefix("mlx.core.")
     return next(
         ours for ours, mlx_name in _MLX_NAMES.items() if mlx_name.removesuffix("_") == spelled
     )
 
 
+def placeholder(shape: tuple[int, ...], dtype: str) -> Any:
+    """Return an array that betrays itself in whatever is computed from it: NaN.
+
+    0x7f is NaN to both 8-bit floats in use, and those come as bytes.
+    """
+    import mlx.core as mx
+
+    kind = mlx_dtype(dtype)
+    if mx.issubdtype(kind, mx.floating):
+        return mx.full(shape, float("nan"), kind)
+    return mx.full(shape, 0x7F, kind) if kind == mx.uint8 else mx.zeros(shape, kind)
+
+
+def has_nan(arrays: Iterable[Any]) -> bool:
+    """Whether a floating array among these holds a NaN."""
+    import mlx.core as mx
+
+    return any(
+        mx.isnan(array).any().item() for array in arrays if mx.issubdtype(array.dtype, mx.floating)
+    )
+
+
 def to_mlx(data: np.ndarray, dtype: str) -> Any:
+    """Return a copy of `data` as an mlx array; `dtype` tells bfloat16 from uint16."""
     import mlx.core as mx
 
     array = mx.array(data)
@@ -58,6 +85,7 @@ def to_mlx(data: np.ndarray, dtype: str) -> Any:
 
 
 def to_numpy(array: Any) -> np.ndarray:
+    """Return an evaluated array's data without a copy where numpy can; bfloat16 as uint16."""
     import mlx.core as mx
 
     if array.dtype == mx.bfloat16:

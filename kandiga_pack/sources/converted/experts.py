@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, is_dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from kandiga_pack import families
 from kandiga_pack.errors import PackError
 from kandiga_pack.sources.base import TensorInfo
 from kandiga_pack.sources.checkpoint import CheckpointSource
 from kandiga_pack.sources.converted.arrays import (
     cast_like_mlx_lm,
     dtype_name,
-    mlx_dtype,
+    has_nan,
     to_mlx,
     to_numpy,
 )
 from kandiga_pack.sources.converted.lazy_model import LazyModel
 from kandiga_pack.sources.converted.published import ExpertTensor, expert_tensors
+from kandiga_pack.sources.converted.sanitizer import Sanitizer
 from kandiga_pack.stacks import layer_number
 
-# Source bytes of the experts that are converted together.
+# Published bytes of the experts that are converted together.
 CHUNK_BYTES = 32 << 20
 
 
@@ -49,8 +49,7 @@ class ExpertConverter:
         self._num_experts = _num_experts(model, tensors, inner.name)
         self._sources = _experts_of(inner, self._num_experts)
         self._chunk_size = self._choose_chunk_size()
-        self._sanitizer = _model_of(inner, self._num_experts, self._chunk_size)
-        self._placeholders = self._make_placeholders()
+        self.sanitizer = Sanitizer(inner, self._sources, self._num_experts, self._chunk_size)
         self._chunk = _Chunk()
 
     def read(self, name: str, start: int, stop: int) -> np.ndarray:
@@ -77,7 +76,9 @@ class ExpertConverter:
     def _convert(self, layer: int, first: int) -> dict[str, np.ndarray]:
         import mlx.core as mx
 
-        outputs = self._sanitizer.sanitize({**self._placeholders, **self._load(layer, first)})
+        loaded = self._load(layer, first)
+        outputs = self.sanitizer.run(loaded)
+        self._check_complete(outputs, loaded, layer)
         arrays: dict[str, Any] = {}
         for path in {name.rpartition(".")[0] for name in self._wanted[layer]}:
             arrays |= self._finish(path, outputs)
@@ -102,6 +103,18 @@ class ExpertConverter:
                 (f"{path}.weight", f"{path}.scales", f"{path}.biases"), packed, strict=False
             )
         return found
+
+    def _check_complete(
+        self, outputs: Mapping[str, Any], loaded: Mapping[str, Any], layer: int
+    ) -> None:
+        """Refuse outputs made with a placeholder: they are NaN, and NaN survives arithmetic."""
+        made = [outputs[name] for name in self._wanted[layer] if name in outputs]
+        if has_nan(made) and not has_nan(loaded.values()):
+            raise PackError(
+                f"{self._inner.name}: mlx-lm converts the experts of layer {layer} with the help "
+                f"of tensors that are not theirs; run `mlx_lm.convert --hf-path "
+                f"{self._inner.name} --mlx-path OUT` and pack OUT"
+            )
 
     def _check(self, arrays: Mapping[str, Any], layer: int) -> None:
         for name, info in self._wanted[layer].items():
@@ -141,27 +154,6 @@ class ExpertConverter:
             if self._num_experts % size == 0 and size <= fitting
         )
 
-    def _make_placeholders(self) -> dict[str, Any]:
-        """Stand-ins for every published tensor: `sanitize` looks at names and shapes everywhere.
-
-        They are never evaluated, so they hold no memory.
-        """
-        import mlx.core as mx
-
-        experts = {
-            source.info.name: source for sources in self._sources.values() for source in sources
-        }
-        placeholders = {}
-        for name, info in self._inner.tensors.items():
-            shape = info.shape
-            if (source := experts.get(name)) is not None:
-                if source.expert is None:
-                    shape = (self._chunk_size, *shape[1:])
-                elif source.expert >= self._chunk_size:
-                    continue
-            placeholders[name] = mx.zeros(shape, mlx_dtype(info.dtype))
-        return placeholders
-
 
 def _by_layer(
     model: LazyModel, tensors: Mapping[str, TensorInfo]
@@ -194,47 +186,3 @@ def _experts_of(inner: CheckpointSource, num_experts: int) -> dict[int, list[Exp
             f"{num_experts} under experts, switch_mlp, switch_glu or moe"
         )
     return found
-
-
-def _model_of(inner: CheckpointSource, num_experts: int, chunk_size: int) -> Any:
-    """Return a model object for its `sanitize`, told that it has `chunk_size` experts.
-
-    The count is changed after construction: some classes build a dense layer, or refuse, when
-    their config has so few experts.
-    """
-    from mlx_lm.utils import _get_classes, load_config
-
-    config = load_config(inner.path)
-    model_class, args_class = _get_classes(config)
-    model = model_class(args_class.from_dict(config))
-    for args in _config_objects(model):
-        for key in families.NUM_EXPERTS_KEYS:
-            if isinstance(args, dict):
-                if args.get(key) == num_experts:
-                    args[key] = chunk_size
-            elif getattr(args, key, None) == num_experts:
-                setattr(args, key, chunk_size)
-    if not hasattr(model, "sanitize"):
-        raise PackError(f"{inner.name}: mlx-lm's {config['model_type']} has no sanitize")
-    return model
-
-
-def _config_objects(model: Any) -> Iterator[Any]:
-    """Yield every config object that the modules of a model hold, nested ones included."""
-    pending = [
-        value
-        for _, module in model.named_modules()
-        for key in ("args", "config")
-        if (value := getattr(module, key, None)) is not None
-    ]
-    seen: set[int] = set()
-    while pending:
-        item = pending.pop()
-        if id(item) in seen or not (is_dataclass(item) or isinstance(item, dict)):
-            continue
-        seen.add(id(item))
-        yield item
-        for key in families.NESTED_CONFIGS:
-            nested = item.get(key) if isinstance(item, dict) else getattr(item, key, None)
-            if nested is not None:
-                pending.append(nested)

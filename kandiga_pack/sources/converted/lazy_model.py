@@ -19,7 +19,9 @@ class LazyModel:
     """A model as mlx-lm would save it, with nothing evaluated.
 
     parameters: every tensor to be written, in mlx-lm's order.
-    quantized_here: path of an expert projection -> (group_size, bits, mode) to apply to it.
+    quantized_here: path of a module -> (group_size, bits, mode) to apply to its weight. Modules
+        that were packed when they were published are not in it.
+    expert_paths: paths of the expert projections.
     cast: dtype to which floating tensors are cast first, None to leave them.
     """
 
@@ -49,9 +51,7 @@ def load_as_mlx_lm_converts(
     if cast is not None:
         cast_all = partial(cast_like_mlx_lm, dtype=cast, may_cast=may_cast)
         model.update(tree_map_with_path(cast_all, model.parameters()))
-    packed_at_load = {
-        path for path, module in model.named_modules() if isinstance(module, QuantizedSwitchLinear)
-    }
+    packed_at_load = {path for path, module in model.named_modules() if "scales" in module}
     if quantization is not None:
         with contextlib.redirect_stdout(io.StringIO()):  # it prints its bits per weight
             model, config = quantize_model(
@@ -61,12 +61,6 @@ def load_as_mlx_lm_converts(
                 quantization.bits,
                 mode=quantization.mode,
             )
-    projections = {
-        path: module
-        for path, module in model.named_modules()
-        if isinstance(module, SwitchLinear | QuantizedSwitchLinear)
-        and path.rpartition(".")[2] in PROJECTIONS
-    }
     return LazyModel(
         config=config,
         parameters=dict(tree_flatten(model.parameters())),
@@ -75,8 +69,13 @@ def load_as_mlx_lm_converts(
         may_cast=may_cast,
         quantized_here={
             path: (module.group_size, module.bits, module.mode)
-            for path, module in projections.items()
-            if isinstance(module, QuantizedSwitchLinear) and path not in packed_at_load
+            for path, module in model.named_modules()
+            if "scales" in module and path not in packed_at_load
         },
-        expert_paths=frozenset(projections),
+        expert_paths=frozenset(
+            path
+            for path, module in model.named_modules()
+            if isinstance(module, SwitchLinear | QuantizedSwitchLinear)
+            and path.rpartition(".")[2] in PROJECTIONS
+        ),
     )

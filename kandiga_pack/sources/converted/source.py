@@ -14,7 +14,8 @@ import numpy as np
 from kandiga_pack.errors import AlreadyQuantizedError, PackError
 from kandiga_pack.sources.base import TensorInfo
 from kandiga_pack.sources.checkpoint import CheckpointSource
-from kandiga_pack.sources.converted.arrays import dtype_name, to_numpy
+from kandiga_pack.sources.converted.arrays import dtype_name
+from kandiga_pack.sources.converted.dense import DenseConverter
 from kandiga_pack.sources.converted.experts import ExpertConverter
 from kandiga_pack.sources.converted.lazy_model import LazyModel, load_as_mlx_lm_converts
 from kandiga_pack.sources.converted.quantization import Quantization
@@ -38,12 +39,16 @@ class ConvertedSource:
         self.name, self.path = inner.name, inner.path
         self.repository, self.revision = inner.repository, inner.revision
         _refuse_what_cannot_stream(inner, quantization)
-        self._model = self._load()
+        model = self._load()
+        self._expert_paths = model.expert_paths
         self._folder = Path(tempfile.mkdtemp(prefix="kandiga-pack-"))
         try:
-            self.config = self._write_config()
-            self.tensors = _tensor_infos(self._model.parameters)
-            self._experts = ExpertConverter(inner, self._model, self.tensors)
+            self.config = self._write_config(model)
+            self.tensors = _tensor_infos(model.parameters)
+            self._experts = ExpertConverter(inner, model, self.tensors)
+            self._dense = DenseConverter(
+                inner, model, self._load, self._experts.sanitizer.unchanged
+            )
         except BaseException:
             self.close()
             raise
@@ -82,37 +87,17 @@ class ConvertedSource:
 
     def read(self, name: str, start_row: int = 0, num_rows: int | None = None) -> np.ndarray:
         """Return rows of axis 0; see base.Source.read. Reading in order of rows is fastest."""
-        info = self.tensors[name]
-        if name.rpartition(".")[0] in self._model.expert_paths:
-            stop = info.shape[0] if num_rows is None else start_row + num_rows
+        shape = self.tensors[name].shape
+        length = shape[0] if shape else 1
+        stop = length if num_rows is None else start_row + num_rows
+        if name.rpartition(".")[0] in self._expert_paths:
             return self._experts.read(name, start_row, stop)
-        array = self._evaluated(name)
-        if not info.shape:
-            return array
-        return array[start_row : None if num_rows is None else start_row + num_rows]
+        return self._dense.read(name, start_row, stop)
 
     def close(self) -> None:
         """Remove the temporary folder and close the shards."""
         shutil.rmtree(self._folder, ignore_errors=True)
         self._inner.close()
-
-    def _evaluated(self, name: str) -> np.ndarray:
-        """Return a dense tensor whole, keeping it until another one is asked for."""
-        import mlx.core as mx
-
-        if name != self._evaluated_name:
-            # An evaluated array forgets how it was made, so one that was let go needs a new model.
-            if name not in self._model.parameters:
-                self._model.parameters = self._load().parameters
-            self._evaluated_array = None
-            array = self._model.parameters.pop(name)
-            mx.eval(array)
-            self._evaluated_name, self._evaluated_array = name, to_numpy(array)
-        assert self._evaluated_array is not None
-        return self._evaluated_array
-
-    _evaluated_name: str | None = None
-    _evaluated_array: np.ndarray | None = None
 
     def _load(self) -> LazyModel:
         try:
@@ -124,11 +109,11 @@ class ConvertedSource:
                 f"({type(error).__name__}: {reason[:200]})"
             ) from error
 
-    def _write_config(self) -> dict[str, Any]:
+    def _write_config(self, model: LazyModel) -> dict[str, Any]:
         from mlx_lm.utils import save_config
 
         path = self._folder / "config.json"
-        save_config(self._model.config, path, keep_vision_config=self._model.keep_vision_config)
+        save_config(model.config, path, keep_vision_config=model.keep_vision_config)
         config: dict[str, Any] = json.loads(path.read_text())
         return config
 
