@@ -45,6 +45,9 @@ def main() -> int:
             style="red",
         )
         return 1
+    except OSError as error:
+        console.print(f"demo: {error}", style="red", highlight=False)
+        return 1
     except KeyboardInterrupt:
         console.print("demo: interrupted; the next call goes on after the last finished step")
         return INTERRUPTED
@@ -78,7 +81,8 @@ def _pack(console: Console, work: Path, checkpoint: Path) -> Path:
     if is_complete(container, inputs):
         console.print(f"kept from the last call: {container}", highlight=False, soft_wrap=True)
         return container
-    forget(container)
+    for leftover in (container, *work.glob(f"{container.name}.partial-*")):
+        forget(leftover)
     run_command(console, "kandiga-pack", "convert", checkpoint, container)
     record(container, inputs)
     return container

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+CLEAN_UP_SECONDS = 10
+
 
 class CommandFailedError(Exception):
     """A command ended with another code than 0; it has said why itself."""
@@ -28,12 +30,27 @@ def run_command(console: Console, program: str, *arguments: str | Path, keep: bo
     line = shlex.join([program, *(_shown(word) for word in words)])
     console.print(f"[bold]$ {line}[/bold]", highlight=False, soft_wrap=True)
     installed = Path(sys.executable).with_name(program)
-    result = subprocess.run(
-        [str(installed), *words], stdout=subprocess.PIPE if keep else None, text=True, check=False
+    process = subprocess.Popen(
+        [str(installed), *words], stdout=subprocess.PIPE if keep else None, text=True
     )
-    if result.returncode:
-        raise CommandFailedError(line, result.returncode)
-    return result.stdout if keep else ""
+    try:
+        output, _ = process.communicate()
+    except KeyboardInterrupt:
+        _let_it_clean_up(process)
+        raise
+    if process.returncode:
+        raise CommandFailedError(line, process.returncode)
+    return output or ""
+
+
+def _let_it_clean_up(process: subprocess.Popen[str]) -> None:
+    """Wait for a command that Ctrl-C has reached as well; subprocess.run would kill it after a
+    quarter of a second, in the middle of removing what it had half written."""
+    try:
+        process.wait(timeout=CLEAN_UP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        process.wait()
 
 
 def _shown(word: str) -> str:

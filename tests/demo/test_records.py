@@ -1,6 +1,7 @@
 """A result counts as done only when it is whole and made from the same inputs."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from demo.download import sha256
 from demo.prepare import CHECKPOINT_NAME, INTERRUPTED, ROOT, prepare
 from demo.records import code_digest, forget, is_complete, record, record_of
 
+GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 INPUTS = {"seed": 0, "files": ["a", "b"]}
 
 
@@ -73,21 +75,40 @@ def test_changed_code_is_another_input(tmp_path: Path) -> None:
     assert code_digest([tmp_path]) != before
 
 
-def test_ctrl_c_leaves_nothing_half_made(tmp_path: Path) -> None:
-    whole = prepare(ROOT / ".demo")
-    gguf = "SmolLM2-135M-Instruct.Q4_1.gguf"
-    (tmp_path / gguf).hardlink_to(ROOT / ".demo" / gguf)
-    command = [sys.executable, "-m", "demo.prepare", "--work", str(tmp_path)]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
-    partial = tmp_path / f"{CHECKPOINT_NAME}.partial"
+def interrupt(arguments: list[str], work: Path, sign: str) -> None:
+    """Run a demo script, press Ctrl-C as soon as something named `sign` appears in `work`."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", *arguments, "--work", str(work)],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     deadline = time.monotonic() + 60
-    while not list(partial.glob("model-00001-*")):
+    while not list(work.glob(sign)):
         assert process.poll() is None, "ended before it was interrupted"
         assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
-    assert process.returncode == INTERRUPTED
-    assert [path.name for path in tmp_path.iterdir()] == [gguf]
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGINT)  # the terminal sends it to the commands too
+    assert process.wait(timeout=60) == INTERRUPTED
+
+
+@pytest.fixture(scope="module")
+def whole() -> Path:
+    return prepare(ROOT / ".demo")
+
+
+def test_ctrl_c_while_preparing(whole: Path, tmp_path: Path) -> None:
+    (tmp_path / GGUF_NAME).hardlink_to(whole.with_name(GGUF_NAME))
+    interrupt(["demo.prepare"], tmp_path, f"{CHECKPOINT_NAME}.partial/model-00001-*")
+    assert [path.name for path in tmp_path.iterdir()] == [GGUF_NAME]
     again = prepare(tmp_path)
     assert sha256(again / "config.json") == sha256(whole / "config.json")
+    shutil.rmtree(again)
+
+
+def test_ctrl_c_while_packing(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / whole.name, copy_function=os.link)
+    recorded = whole.with_name(f"{whole.name}.done.json")
+    shutil.copy(recorded, tmp_path)
+    interrupt(["demo"], tmp_path, "*.partial-*/*.kexp")
+    assert {path.name for path in tmp_path.iterdir()} == {whole.name, recorded.name}
