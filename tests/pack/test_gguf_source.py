@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import mlx.core as mx
@@ -73,6 +74,34 @@ def test_slices_are_slices(model: TinyModel, kind: Kind, tmp_path: Path) -> None
                 part = source.read(name, start, count)
                 stop = None if count is None else start + count
                 np.testing.assert_array_equal(part, whole[start:stop], err_msg=name)
+
+
+def test_long_tensors_are_unpacked_in_pieces(
+    model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_gguf(tmp_path / "model.gguf", model, Kind.Q5_1)
+    with GgufSource(tmp_path / "model.gguf") as source:
+        whole = {name: source.read(name) for name in source.tensors}
+        monkeypatch.setattr("kandiga_pack.sources.gguf.source._PIECE_BYTES", 500)
+        for name, info in source.tensors.items():
+            np.testing.assert_array_equal(source.read(name), whole[name], err_msg=name)
+            assert source.read(name, info.shape[0], 0).shape == (0, *info.shape[1:])
+
+
+def test_nothing_read_is_kept(tmp_path: Path) -> None:
+    """Only the last piece is: a converted model passes through, tensor by tensor."""
+    tiny = make_model("mixtral", tmp_path / "mlx")
+    write_gguf(tmp_path / "model.gguf", tiny, Kind.Q8_0)
+    with GgufSource(tmp_path / "model.gguf") as source:
+        tracemalloc.start()
+        try:
+            for name in source.tensors:
+                source.read(name)
+            kept_bytes, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        total_bytes = sum(info.length_bytes for info in source.tensors.values())
+        assert kept_bytes < total_bytes / 4
 
 
 @pytest.mark.parametrize("family", ["qwen3_moe", "qwen3_5_moe"])

@@ -71,7 +71,6 @@ class MatrixRecipe:
         self._input_rows = [tensor.num_rows // self.num_experts for tensor in inputs]
         self._check(num_input_rows or shape[-2])
         self._units = None if columns is None else self._unit_order(columns)
-        self._last: tuple[tuple[int, int], dict[str, np.ndarray]] | None = None
 
     def _check(self, num_input_rows: int) -> None:
         check_type(self.inputs[0])
@@ -117,15 +116,14 @@ class MatrixRecipe:
             Output(f"{self.module}.biases", "f16", groups),
         ]
 
-    def read(self, name: str, start: int, count: int) -> np.ndarray:
-        """Return `count` steps of axis 0 of the output `name`, from `start`."""
-        # weight, scales and biases of one expert come out of the same blocks and are asked for one
-        # after the other: keep the last answer, so that the file is read once.
-        if self._last is None or self._last[0] != (start, count):
-            self._last = ((start, count), self._read_all(start, count))
-        return self._last[1][name.rpartition(".")[2]]
+    @property
+    def step_bytes(self) -> int:
+        """Bytes in the file of one step of axis 0: a row, or an expert of a stack."""
+        rows = self.shape[1] if len(self.shape) == 3 else 1
+        return rows * self.inputs[0].row_bytes
 
-    def _read_all(self, start: int, count: int) -> dict[str, np.ndarray]:
+    def read(self, start: int, count: int) -> dict[str, np.ndarray]:
+        """Return `count` >= 1 steps of axis 0 of every output, by role ("weight", ...)."""
         raw = self._raw(start, count)
         shape = (count, *self.shape[1:-1], -1)
         if self.bits is None:
@@ -206,7 +204,7 @@ class VectorRecipe:
         dtype = FLOAT_KINDS[self.tensor.type][0] if self._transform is None else "f32"
         return [Output(self.name, dtype, self.shape)]
 
-    def read(self, name: str, start: int, count: int) -> np.ndarray:
+    def read(self, start: int, count: int) -> np.ndarray:
         """Return `count` steps of axis 0, from `start`."""
         dtype = FLOAT_KINDS[self.tensor.type][1]
         values = _stored_rows(self.tensor, 0, self.tensor.num_rows).view(dtype)

@@ -12,13 +12,16 @@ from typing import Any
 
 import numpy as np
 
+from formats import dtypes
 from kandiga_pack.sources.base import TensorInfo
 from kandiga_pack.sources.gguf.families import plan_checkpoint
 from kandiga_pack.sources.gguf.reader import MAGIC, open_gguf
-from kandiga_pack.sources.gguf.recipes import MatrixRecipe, Recipe
+from kandiga_pack.sources.gguf.recipes import MatrixRecipe, Recipe, VectorRecipe
 from kandiga_pack.sources.gguf.repack import GROUP_SIZE
 from kandiga_pack.sources.gguf.tokenizer import Vocabulary, write_tokenizer
 
+# Of a file's bytes, unpacked at a time where rows and not experts are read.
+_PIECE_BYTES = 16 << 20
 _CHECKPOINT_FILE = "model.safetensors"
 
 
@@ -60,6 +63,7 @@ class GgufSource:
             **_quantization(plan.recipes),
         }
         self._recipes: dict[str, Recipe] = {}
+        self._last: tuple[tuple[str, int, int], dict[str, np.ndarray]] | None = None
         tensors: dict[str, TensorInfo] = {}
         for recipe in plan.recipes:
             for output in recipe.outputs:
@@ -95,10 +99,33 @@ class GgufSource:
             raise IndexError(
                 f"{name}: rows {start_row} to {start_row + count} of {self.tensors[name].shape[0]}"
             )
-        return self._recipes[name].read(name, start_row, count)
+        recipe, info = self._recipes[name], self.tensors[name]
+        if count == 0:
+            return np.empty((0, *info.shape[1:]), dtypes.numpy_dtype(info.dtype))
+        if isinstance(recipe, VectorRecipe):
+            return recipe.read(start_row, count)
+        role = name.rpartition(".")[2]
+        # A row of scales comes with sixteen times its bytes in codes: asked for all scales of an
+        # embedding, unpack it piece by piece.
+        step = max(1, _PIECE_BYTES // recipe.step_bytes)
+        starts = range(start_row, start_row + count, step)
+        if len(starts) == 1:
+            return self._unpacked(recipe, start_row, count)[role]
+        stop = start_row + count
+        pieces = [recipe.read(first, min(step, stop - first))[role] for first in starts]
+        return np.concatenate(pieces)
+
+    def _unpacked(self, recipe: MatrixRecipe, start: int, count: int) -> dict[str, np.ndarray]:
+        """Weight, scales and biases of one expert come out of the same blocks, and are asked for
+        one after the other: keep the last ones, so that the blocks are read once."""
+        key = (recipe.module, start, count)
+        if self._last is None or self._last[0] != key:
+            self._last = (key, recipe.read(start, count))
+        return self._last[1]
 
     def close(self) -> None:
         """Remove the temporary folder. Safe to call twice."""
+        self._last = None
         self._folder.cleanup()
 
     def __enter__(self) -> GgufSource:
