@@ -3,7 +3,8 @@
 Four verbs, each a file: `convert`, `verify`, `inspect`, `export`. `sources` presents every kind of
 input as an MLX checkpoint read in slices: safetensors folders, published layouts that mlx-lm
 converts and quantizes, GGUF files, Hub ids, and containers themselves. `stacks` finds the routed
-experts and checks them against the config, with the key names of all families in `families`.
+experts, `codings` how they are quantized, both checked against the config, whose key names in all
+families are in `families`.
 `spelling` remembers how the source's files were written so that `export` can write them again.
 `cli` parses, `output` and `show` print, `errors` knows the exit code of every exception.
 mlx is imported only where a checkpoint must be converted or quantized.

@@ -82,6 +82,30 @@ def test_every_coding(mode: str, bits: int | None, group_size: int, tmp_path: Pa
     assert part.group_size == (group_size if bits else 0)
 
 
+def test_a_scale_for_each_expert(tmp_path: Path) -> None:
+    """nvfp4 may carry one float32 an expert: a part without axes."""
+    prefix = "model.layers.{}.mlp.switch_mlp.{}_proj.global_scale"
+    scales = {
+        prefix.format(layer, name): np.arange(8, dtype=np.float32)
+        for layer in (0, 1)
+        for name in ("gate", "up", "down")
+    }
+    source = make_checkpoint(
+        tmp_path / "source",
+        "qwen3_moe",
+        mode="nvfp4",
+        bits=4,
+        group_size=16,
+        extra_tensors=scales,
+    )
+    (source / "model.safetensors.index.json").unlink()  # it does not list the extra tensors
+    packed = round_trip(source, tmp_path)
+    with open_set(packed) as opened:
+        part = opened.layout(1).part("up", "global_scale")
+    assert part is not None
+    assert part.shape == ()
+
+
 def test_sizes_that_bite(tmp_path: Path) -> None:
     """7 experts, an odd hidden size, and blocks far from a multiple of 16 KiB."""
     sizes = {"hidden_size": 96, "num_experts": 7, "num_experts_per_tok": 7}
