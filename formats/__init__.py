@@ -13,8 +13,9 @@ from formats.manifest import MANIFEST_NAME, shard_file_name
 from formats.plan import LayerPlan, SetPlan, ShardPlan, plan_shards
 from formats.reader import KexpSet, open_set
 from formats.shard import Shard
+from formats.shard_writer import ShardCheckpoint
 from formats.verify import Report, verify_full, verify_index
-from formats.writer import SetWriter
+from formats.writer import Resumption, SetWriter
 
 __all__ = [
     "BLOCK_ALIGN",
@@ -31,9 +32,11 @@ __all__ = [
     "Layout",
     "Part",
     "Report",
+    "Resumption",
     "SetPlan",
     "SetWriter",
     "Shard",
+    "ShardCheckpoint",
     "ShardPlan",
     "open_set",
     "plan_image",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import zlib
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 
 from formats.dense import DenseImage
 from formats.errors import KexpError
@@ -30,9 +32,17 @@ class DenseWriter:
         self._sha256 = hashlib.sha256()
         self._crc32 = 0
         self._hashed = 0
+        self._hasher = ThreadPoolExecutor(1, thread_name_prefix="kexp-dense-sha256")
 
-    def start(self) -> None:
+    def start(self, done: Collection[str] = ()) -> None:
+        """Write the header, and take over the tensors that are there from an earlier time."""
         self._put(self._image.header, 0)
+        for name in done:
+            self._written[name] = self._lengths[name]
+        for spec in self._image.specs:
+            if spec.name not in done:
+                break
+            self._read_back(self._places[spec.name] + spec.length_bytes)
 
     def remaining(self, name: str) -> int:
         """Return the bytes of a tensor still to come; KexpError E_PLAN if it is unknown."""
@@ -51,14 +61,29 @@ class DenseWriter:
         self._written[name] += len(data)
 
     def _put(self, data: bytes | memoryview, offset: int) -> None:
-        self._shard.write(data, self._base + offset)
-        if offset == self._hashed:
-            self._hash(data)
+        if offset != self._hashed:
+            self._shard.write(data, self._base + offset)
+            return
+        hashing = self._hasher.submit(self._hash, data)
+        try:
+            self._shard.write(data, self._base + offset)
+        finally:
+            hashing.result()  # the data are the caller's again next
 
     def _hash(self, data: bytes | memoryview) -> None:
         self._sha256.update(data)
         self._crc32 = zlib.crc32(data, self._crc32)
         self._hashed += len(data)
+
+    def _read_back(self, end: int) -> None:
+        """Hash what was written, up to `end`."""
+        while self._hashed < end:
+            data = self._shard.read(
+                min(_REHASH_BYTES, end - self._hashed), self._base + self._hashed
+            )
+            if not data:
+                raise KexpError("E_IO", "ends early while being hashed", file=self._shard.path)
+            self._hash(data)
 
     def finish(self) -> None:
         """Hash what is left and hand the digests to the shard; KexpError E_PLAN if incomplete."""
@@ -67,11 +92,10 @@ class DenseWriter:
                 raise KexpError(
                     "E_PLAN", f"dense tensor {name!r}: {self.remaining(name)} bytes not written"
                 )
-        while self._hashed < self._image.total_bytes:
-            wanted = min(_REHASH_BYTES, self._image.total_bytes - self._hashed)
-            data = self._shard.read(wanted, self._base + self._hashed)
-            if not data:
-                raise KexpError("E_IO", "ends early while being hashed", file=self._shard.path)
-            self._hash(data)
+        self._read_back(self._image.total_bytes)
         self._shard.dense_crc32 = self._crc32
         self._shard.dense_sha256 = self._sha256.digest()
+
+    def close(self) -> None:
+        """Stop the thread."""
+        self._hasher.shutdown()

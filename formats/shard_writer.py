@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import zlib
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,19 +16,52 @@ from formats import digests
 from formats.buffers import Buffer, as_bytes
 from formats.constants import EXPERT_ENTRY_BYTES, HEADER_BYTES
 from formats.durable import flush_to_disk, write_at
-from formats.errors import os_errors
+from formats.errors import KexpError, os_errors
 from formats.expert_index import ENTRY_DTYPE
+from formats.flusher import Flusher
 from formats.manifest import ShardRecord
 from formats.plan import SetPlan, ShardPlan, place_sections
 from formats.sections import BLKS, DENS, EXPT, LAYT, META, Section, required_tags
 from formats.superblock import Superblock
 
 
+@dataclass(frozen=True)
+class ShardCheckpoint:
+    """A shard of which the first `num_rows` experts are on the disk, block and index entry.
+
+    index_sha256: of those entries, in hexadecimal; each has the digest of its block.
+    """
+
+    shard: int
+    num_rows: int
+    index_sha256: str
+
+
+@dataclass(frozen=True)
+class BlockPlace:
+    """Where a block goes; `write` is for any thread, `done` for the one that adds entries."""
+
+    shard: ShardWriter
+    row: int
+    offset_bytes: int
+
+    def write(self, block: bytearray) -> None:
+        self.shard.write(block, self.offset_bytes)
+
+    def done(self, crc32: int, sha256: bytes) -> None:
+        self.shard.fill_entry(self.row, crc32, sha256)
+
+
 class ShardWriter:
     """One file: sections whose places are known beforehand, filled in any order."""
 
     def __init__(
-        self, number: int, plan: SetPlan, small: Mapping[bytes, bytes], dense_bytes: int
+        self,
+        number: int,
+        plan: SetPlan,
+        small: Mapping[bytes, bytes],
+        dense_bytes: int,
+        flusher: Flusher,
     ) -> None:
         self.number = number
         self.count = len(plan.shards)
@@ -52,11 +86,22 @@ class ShardWriter:
         self.dense_sha256 = b""
         self.superblock: Superblock | None = None
         self.path = Path(self.plan.name)
+        self.is_touched = False
+        self._flusher = flusher
         self._fd = -1
 
-    def create(self, folder: Path) -> None:
-        """Create the file at its full length; what is never written reads as zeros."""
+    def create(self, folder: Path, done: ShardCheckpoint | None = None) -> None:
+        """Create the file at its full length; what is never written reads as zeros.
+
+        Args:
+            done: take over the file that an earlier writer left instead.
+        Raises:
+            KexpError: E_PLAN if that file is not what `done` says.
+        """
         self.path = folder / self.plan.name
+        if done is not None:
+            self._take_over(done)
+            return
         with os_errors(self.path, "created"):
             fd = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o644)
             try:
@@ -64,9 +109,36 @@ class ShardWriter:
             finally:
                 os.close(fd)
 
+    def _take_over(self, done: ShardCheckpoint) -> None:
+        """Believe the blocks, which were on the disk before `done` was, and compare the index.
+
+        Hashing gigabytes again would take as long as to write them, and would find no more than
+        the verification that any finished set may be given.
+        """
+        with os_errors(self.path, "read"):
+            size = os.fstat(self._open()).st_size
+        length = EXPERT_ENTRY_BYTES * done.num_rows
+        index = self.read(length, self.offsets[EXPT]) if length else b""
+        if size != self.file_bytes or hashlib.sha256(index).hexdigest() != done.index_sha256:
+            raise KexpError(
+                "E_PLAN", "is not as it was left by the writer to be resumed", file=self.path
+            )
+        self.entries[: done.num_rows] = np.frombuffer(index, dtype=ENTRY_DTYPE)
+        self.num_written = done.num_rows
+        self.next_block += int(self.entries["block_bytes"][: done.num_rows].sum())
+        self.close()
+
+    def has(self, row: int) -> bool:
+        """Whether the expert in this row of the index is written, or under way."""
+        return row < self.num_written
+
     def write(self, data: Buffer | bytes, offset: int) -> None:
+        view = as_bytes(data)
         with os_errors(self.path, "written"):
-            write_at(self._open(), as_bytes(data), offset)
+            fd = self._open()
+            write_at(fd, view, offset)
+            self._flusher.wrote(fd, len(view))
+        self.is_touched = True
 
     def read(self, length: int, offset: int) -> bytes:
         with os_errors(self.path, "read"):
@@ -77,18 +149,33 @@ class ShardWriter:
             self._fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
         return self._fd
 
-    def write_block(self, block: bytearray) -> None:
-        self.write(block, self.next_block)
-
-    def add_entry(self, layer: int, expert: int, layout: int, crc32: int, sha256: bytes) -> None:
-        """Record the block just written; the last one closes the file until the roots are known."""
-        row = self.num_written
+    def add_entry(self, layer: int, expert: int, layout: int) -> BlockPlace:
+        """Add an entry to the index, and return the place of its block."""
+        row, offset = self.num_written, self.next_block
         length = self.block_bytes[layout]
-        self.entries[row] = (layer, expert, layout, 0, self.next_block, length, crc32, 0, sha256)
+        self.entries[row] = (layer, expert, layout, 0, offset, length, 0, 0, bytes(32))
         self.next_block += length
         self.num_written += 1
+        with os_errors(self.path, "written"):
+            self._open()  # here: the workers that write blocks would race for it
+        return BlockPlace(self, row, offset)
+
+    def fill_entry(self, row: int, crc32: int, sha256: bytes) -> None:
+        """Complete an entry once its block is written."""
+        self.entries["crc32"][row] = crc32
+        self.entries["sha256"][row] = np.void(sha256)
+
+    def checkpoint(self) -> ShardCheckpoint:
+        """Put blocks, dense weights and the entries so far on the disk; close a complete shard."""
+        index = self.entries[: self.num_written].tobytes()
+        if index:
+            self.write(index, self.offsets[EXPT])
+        with os_errors(self.path, "written"):
+            flush_to_disk(self._open())
+        self.is_touched = False
         if self.num_written == len(self.entries):
             self.close()
+        return ShardCheckpoint(self.number, self.num_written, hashlib.sha256(index).hexdigest())
 
     def finish(self) -> bytes:
         """Write everything but the superblock; return the shard root."""
@@ -138,6 +225,9 @@ class ShardWriter:
         return ShardRecord(self.plan.name, self.file_bytes, self.superblock.shard_root.hex())
 
     def close(self) -> None:
+        """Close the file; it is opened again when needed."""
         if self._fd >= 0:
+            with contextlib.suppress(OSError):  # a flush that failed before this is raised by wait
+                self._flusher.wait()
             os.close(self._fd)
             self._fd = -1

@@ -11,7 +11,7 @@ import pytest
 
 from containers import make_meta
 from formats import DenseSpec, Layout, Part, SetWriter, open_set, plan_shards
-from formats.shard_writer import ShardWriter
+from formats.shard_writer import BlockPlace
 
 NUM_LAYERS, NUM_EXPERTS = 60, 512
 NUM_DENSE = 2400
@@ -35,7 +35,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     plan = plan_shards(0, layers, shard_bytes=1 << 25)
     parts = {("up", "weight"): bytes(64)}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ShardWriter, "write_block", lambda shard, block: None)
+        patch.setattr(BlockPlace, "write", lambda place, block: None)
         with SetWriter(dest, plan, make_meta(layers), specs) as writer:
             for spec in specs:
                 writer.write_dense(spec.name, bytes(128))
