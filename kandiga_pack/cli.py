@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import click
 
+from formats.published import local_set
 from kandiga_pack import show
 from kandiga_pack.convert import DEFAULT_SHARD_BYTES, convert
 from kandiga_pack.errors import Interrupted, UsageError, describe
@@ -43,7 +44,10 @@ VERIFY_EPILOG = _epilog(
     "kandiga-pack verify qwen3-30b --level index",
     "kandiga-pack verify qwen3-30b --against mlx-community/Qwen3-30B-A3B-4bit",
 )
-INSPECT_EPILOG = _epilog("kandiga-pack inspect qwen3-30b", "kandiga-pack inspect qwen3-30b --json")
+INSPECT_EPILOG = _epilog(
+    "kandiga-pack inspect qwen3-30b",
+    "kandiga-pack inspect someone/Qwen3-30B-A3B-kexp --json",
+)
 EXPORT_EPILOG = _epilog("kandiga-pack export qwen3-30b qwen3-30b-mlx")
 
 
@@ -156,11 +160,18 @@ def _quantization(bits: str | None, group_size: str | None, mode: str) -> Quanti
 def verify_command(
     output: Output, path: Path, level: Any, against: str | None, revision: str | None
 ) -> None:
-    """Check the container at PATH, and say what is wrong with it."""
+    """Check the container at PATH, and say what is wrong with it.
+
+    PATH may be the id of a published one, which is downloaded.
+    """
     if revision is not None and against is None:
         raise UsageError("--revision needs --against")
     report = verify(
-        path, level=level, against=against, revision=revision, progress=output.progress()
+        local_set(path, say=output.say()),
+        level=level,
+        against=against,
+        revision=revision,
+        progress=output.progress(),
     )
     for finding in report.findings:
         output.finding(str(finding))
@@ -175,7 +186,11 @@ def verify_command(
 @click.argument("path", type=click.Path(path_type=Path))
 @_output_options
 def inspect_command(output: Output, path: Path) -> None:
-    """Show what is in the container at PATH."""
+    """Show what is in the container at PATH.
+
+    PATH may be the id of a published one, user/name or user/name@revision: its index is then read
+    by range requests, and no weights are fetched.
+    """
     facts = inspect(path)
     output.result(facts, lambda console: show.show_inspect(facts, console))
 
@@ -187,9 +202,11 @@ def inspect_command(output: Output, path: Path) -> None:
 def export_command(output: Output, path: Path, out: Path) -> None:
     """Write the checkpoint that the container at PATH was made from into a new folder OUT.
 
-    Every tensor comes back bit for bit, in the same files.
+    Every tensor comes back bit for bit, in the same files. PATH may be the id of a published
+    container, which is downloaded.
     """
-    summary = export(path, out, progress=output.progress())
+    folder = local_set(path, say=output.say())
+    summary = export(folder, out, progress=output.progress())
     output.result(summary.as_dict(), lambda console: show.show_export(summary, console))
 
 

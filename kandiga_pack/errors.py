@@ -38,6 +38,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 _UNREADABLE_ERRNOS = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
+_UNREADABLE_ERRNOS |= {errno.EHOSTUNREACH}  # of formats.hub
 _FREE_SPACE = "free some space and run the command again"
 _FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 

@@ -1,27 +1,49 @@
-"""What is in a container, without reading its weights."""
+"""What is in a container, without reading its weights or, of a published one, fetching them."""
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from formats import KexpSet, Layout, open_set
+from formats.hub import HubFiles, HubId, is_offline
+from formats.published import fetch_set, published_id
+from formats.remote_index import fetch_index
 
 
 def inspect(path: str | Path) -> dict[str, Any]:
-    """Return the facts about a container as JSON values; sizes are in bytes.
+    """Return the facts about a container, or a published one's id, as JSON values; sizes in bytes.
 
     `layouts` has one entry for each distinct shape of expert, with the layers that use it.
     `bytes_per_token` is what a token needs at the model's own top_k: the blocks of its experts,
-    read from disk if they are not in memory, and all dense weights.
+    read from disk if they are not in memory, and all dense weights. `published` says, for an id,
+    which commit was looked at and what was fetched for that.
 
     Raises:
         KexpError: the container is damaged or missing.
+        formats.hub.HubError: the Hub does not give it.
     """
+    hub_id = published_id(path)
+    if hub_id is not None:
+        return _inspect_published(hub_id)
     with open_set(path) as opened:
         return _facts(opened)
+
+
+def _inspect_published(hub_id: HubId) -> dict[str, Any]:
+    if is_offline():
+        with open_set(fetch_set(hub_id)) as opened:
+            return {**_facts(opened), "path": str(hub_id)}
+    files = HubFiles(hub_id)
+    with tempfile.TemporaryDirectory(prefix="kandiga-index-") as folder:
+        fetch_index(files, Path(folder))
+        with open_set(folder) as opened:
+            facts = _facts(opened)
+    fetched = {"commit": files.commit, "requests": files.num_requests, "bytes": files.num_bytes}
+    return {**facts, "path": str(hub_id), "published": fetched}
 
 
 def _facts(opened: KexpSet) -> dict[str, Any]:

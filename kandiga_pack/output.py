@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -32,6 +33,12 @@ class Output:
         if self.json or self.quiet or not sys.stderr.isatty():
             return NoProgress()
         return BarProgress()
+
+    def say(self) -> Callable[[str], None] | None:
+        """Return what tells of long work on a terminal, None where nobody looks."""
+        if self.json or self.quiet or not sys.stderr.isatty():
+            return None
+        return partial(print, file=sys.stderr)
 
     def result(self, facts: dict[str, Any], show: Callable[[Console], None]) -> None:
         """Print a result: `facts` for programs, or what `show` draws for people."""

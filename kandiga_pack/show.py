@@ -94,6 +94,9 @@ def show_inspect(facts: dict[str, Any], console: Console) -> None:
         ("made from", origin),
         ("set root", facts["set_root"]),
     ]
+    if (published := facts.get("published")) is not None:
+        fetched = f"{format_bytes(published['bytes'])} in {published['requests']} requests"
+        rows += [("commit", str(published["commit"])), ("fetched", f"{fetched}; no weights")]
     console.print(two_columns(facts["path"], rows))
     for layout in facts["layouts"]:
         console.print(_layout_table(layout))

@@ -46,6 +46,7 @@ def cli() -> None:
     epilog=f"""\b
 Examples:
   kandiga-run run ./model "What is the capital of France?"
+  kandiga-run run someone/Qwen3-30B-A3B-kexp "What is the capital of France?"
   kandiga-run run ./model - < question.txt
   kandiga-run run ./model "Say hello" --memory 2GB --stats
   kandiga-run run ./model --raw "Once upon a time" --temperature 0.8 --seed 1
@@ -73,7 +74,7 @@ def run(
     quiet: bool,
     **choices: Any,
 ) -> None:
-    """Answer PROMPT with MODEL, a folder of .kexp files.
+    """Answer PROMPT with MODEL, a folder of .kexp files or the id of a published one.
 
     PROMPT - reads standard input, and so does no PROMPT when something is piped in.
     """
@@ -102,6 +103,7 @@ def run(
     epilog=f"""\b
 Examples:
   kandiga-run chat ./model
+  kandiga-run chat someone/Qwen3-30B-A3B-kexp@v1.0
   kandiga-run chat ./model --system "Answer in one sentence." --memory 4GB
   printf 'Hello\\nAnd in French?\\n' | kandiga-run chat ./model
 
@@ -122,7 +124,7 @@ def chat(
     quiet: bool,
     **choices: Any,
 ) -> None:
-    """Converse with MODEL, a folder of .kexp files.
+    """Converse with MODEL, a folder of .kexp files or the id of a published one.
 
     Ctrl-C stops an answer, Ctrl-D leaves, /help lists commands. Piped input is answered line by
     line.
@@ -160,12 +162,14 @@ def _loaded(
     experts = choices["num_experts_per_token"]
     if choices["fast"] and experts is not None:
         raise click.UsageError("--fast and --experts both choose the experts: give one of them")
+    from formats.published import local_set
     from kandiga_run.engine import load_engine
     from kandiga_run.prompts import Prompts
     from kandiga_run.report import departure_notice
 
+    folder = local_set(model, say=output.notice if output.stderr.isatty() else None)
     engine = load_engine(
-        model,
+        folder,
         engine=choices["engine"],
         residency=choices["residency"],
         memory_bytes=choices["memory_bytes"],
@@ -174,7 +178,7 @@ def _loaded(
         num_threads=choices["num_threads"],
     )
     with closing(engine):
-        prompts = Prompts(model)
+        prompts = Prompts(folder)
         if notice := departure_notice(engine.stats):
             output.notice(notice)
         made_for = prompts.context_length

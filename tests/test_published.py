@@ -1,0 +1,189 @@
+"""A container on the Hub: looked at, downloaded, run; the real client on a loopback Hub."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from checkpoints import make_checkpoint
+from hub_stub import HubStub, run_with_hub, serve_hub
+from kandiga_pack.convert import convert
+
+REPOSITORY = "someone/tiny-mixtral-kexp"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made") / "checkpoint"
+    # Blocks of several pages each, so that weights are most of the container.
+    sizes = {"hidden_size": 128, "intermediate_size": 256}
+    return make_checkpoint(folder, "mixtral", overrides=sizes)
+
+
+@pytest.fixture(scope="module")
+def container(checkpoint: Path) -> Path:
+    """A set of several shards."""
+    folder = checkpoint.with_name("container")
+    convert(checkpoint, folder, shard_bytes=400_000)
+    assert len(list(folder.glob("*.kexp"))) > 2
+    return folder
+
+
+@pytest.fixture
+def hub() -> Iterator[HubStub]:
+    with serve_hub() as stub:
+        yield stub
+
+
+@pytest.fixture
+def published(hub: HubStub, container: Path) -> HubStub:
+    """A Hub that holds the container."""
+    hub.add(REPOSITORY, container)
+    return hub
+
+
+Done = subprocess.CompletedProcess[str]
+
+
+def pack(hub: HubStub, home: Path, *arguments: str, token: bool = True, **variables: str) -> Done:
+    return run_with_hub(hub, home, "kandiga_pack", *arguments, token=token, **variables)
+
+
+def run(hub: HubStub, home: Path, *arguments: str, token: bool = True, **variables: str) -> Done:
+    return run_with_hub(hub, home, "kandiga_run.cli", *arguments, token=token, **variables)
+
+
+def answer(hub: HubStub, home: Path, model: str, **variables: str) -> str:
+    done = run(hub, home, "run", model, "hello", "--max-tokens", "8", "--json", **variables)
+    assert done.returncode == 0, done.stderr
+    text: str = json.loads(done.stdout)["text"]
+    return text
+
+
+def one_line(done: Done, code: int) -> str:
+    """Check a refusal and return its message."""
+    assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
+    assert done.stderr.count("\n") == 1, done.stderr
+    return done.stderr
+
+
+def test_run_by_id_answers_as_the_folder_does(
+    published: HubStub, container: Path, tmp_path: Path
+) -> None:
+    local = answer(published, tmp_path, str(container))
+    assert answer(published, tmp_path, REPOSITORY) == local
+    fetched = published.sent_bytes()
+    assert answer(published, tmp_path, REPOSITORY) == local
+    assert published.sent_bytes() == fetched
+    requests = len(published.requests)
+    assert answer(published, tmp_path, REPOSITORY, HF_HUB_OFFLINE="1") == local
+    assert len(published.requests) == requests
+    commit = published.repositories[REPOSITORY].head
+    assert answer(published, tmp_path, f"{REPOSITORY}@{commit}") == local
+
+
+def test_inspect_fetches_the_index_alone(
+    published: HubStub, container: Path, tmp_path: Path
+) -> None:
+    done = pack(published, tmp_path, "inspect", REPOSITORY, "--json")
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    counted = facts.pop("published")
+    assert counted["commit"] == published.repositories[REPOSITORY].head
+    assert counted["bytes"] == published.sent_bytes()
+    assert counted["requests"] == len(published.requests)
+    local = json.loads(pack(published, tmp_path, "inspect", str(container), "--json").stdout)
+    assert facts.pop("path") == REPOSITORY
+    local.pop("path")
+    assert facts == local
+    # kexp.json, and each shard in one range: its index and no whole weights.
+    shards = sorted(container.glob("*.kexp"))
+    ranged = [each for each in published.requests if each.path.endswith(".kexp")]
+    assert sum(each.status == 206 for each in ranged) == len(shards)
+    for shard in shards[1:]:
+        assert published.sent_bytes(shard.name) < 25_000 < shard.stat().st_size / 4
+    assert not list(tmp_path.rglob("*.kexp"))
+
+
+def test_a_damaged_download_is_not_used(
+    published: HubStub, container: Path, tmp_path: Path
+) -> None:
+    name = sorted(container.glob("*.kexp"))[-1].name
+    published.damage[name] = (container / name).stat().st_size - 30_000
+    line = one_line(run(published, tmp_path, "run", REPOSITORY, "hello"), 1)
+    assert f"{name}: layer" in line
+    assert "E_BLOCK_CRC" in line
+    assert "run the command again" in line
+    assert not list(tmp_path.rglob(name))
+    published.damage.clear()
+    fetched = published.sent_bytes(".kexp")
+    answer(published, tmp_path, REPOSITORY)
+    # The others were kept: besides this one shard only heads were fetched.
+    again = published.sent_bytes(".kexp") - fetched
+    size = (container / name).stat().st_size
+    total = sum(each.stat().st_size for each in container.glob("*.kexp"))
+    assert size <= again < total
+
+
+def test_a_damaged_index_is_seen_before_the_weights_come(
+    published: HubStub, container: Path, tmp_path: Path
+) -> None:
+    name = sorted(container.glob("*.kexp"))[-1].name
+    published.damage[name] = 4200  # in the section table
+    assert "E_TABLE_CRC" in one_line(run(published, tmp_path, "run", REPOSITORY, "hello"), 1)
+    assert published.sent_bytes(name) < (container / name).stat().st_size / 4
+
+
+def test_a_private_repository_without_a_token(
+    hub: HubStub, container: Path, tmp_path: Path
+) -> None:
+    hub.add(REPOSITORY, container, private=True)
+    for program, arguments in (
+        (run, ("run", REPOSITORY, "hello")),
+        (pack, ("inspect", REPOSITORY)),
+    ):
+        line = one_line(program(hub, tmp_path, *arguments, token=False), 3)
+        assert f"{REPOSITORY}: no such file or folder here" in line
+        assert "if it is private, log in with `hf auth login`" in line
+    assert pack(hub, tmp_path, "inspect", REPOSITORY).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("model", "wanted"),
+    [
+        ("someone/else", "someone/else: no such file or folder here, and the Hub has no such"),
+        (f"{REPOSITORY}@v9", f"{REPOSITORY}@v9: the Hub has no revision v9 of it"),
+        (
+            "someone/checkpoint",
+            "no kexp.json, so it is no .kexp model; a checkpoint is",
+        ),
+    ],
+)
+def test_ids_that_lead_nowhere(
+    published: HubStub, checkpoint: Path, tmp_path: Path, model: str, wanted: str
+) -> None:
+    published.add("someone/checkpoint", checkpoint)
+    assert wanted in one_line(run(published, tmp_path, "run", model, "hello"), 3)
+    assert wanted in one_line(pack(published, tmp_path, "inspect", model), 3)
+
+
+def test_no_network(tmp_path: Path) -> None:
+    closed = "http://127.0.0.1:9"  # the discard port: nothing listens
+    for program, arguments in (
+        ("kandiga_run.cli", ("run", REPOSITORY, "hello")),
+        ("kandiga_pack", ("inspect", REPOSITORY)),
+    ):
+        line = one_line(run_with_hub(closed, tmp_path, program, *arguments), 3)
+        assert "no such file or folder here, and the Hub cannot be reached" in line
+
+
+def test_a_folder_goes_before_an_id(published: HubStub, container: Path, tmp_path: Path) -> None:
+    shutil.copytree(container, tmp_path / "someone" / "tiny-mixtral-kexp")
+    done = run_with_hub(
+        published, tmp_path, "kandiga_pack", "inspect", REPOSITORY, "--json", folder=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert not published.requests
