@@ -44,6 +44,11 @@ VERIFY_EPILOG = _epilog(
     "kandiga-pack verify qwen3-30b --level index",
     "kandiga-pack verify qwen3-30b --against mlx-community/Qwen3-30B-A3B-4bit",
 )
+VALIDATE_EPILOG = _epilog(
+    "kandiga-pack validate qwen3-30b",
+    "kandiga-pack validate qwen3-30b --level semantics --json",
+    "kandiga-pack validate qwen3-30b --against ./Qwen3-30B-A3B-4bit",
+)
 INSPECT_EPILOG = _epilog(
     "kandiga-pack inspect qwen3-30b",
     "kandiga-pack inspect someone/Qwen3-30B-A3B-kexp --json",
@@ -180,6 +185,35 @@ def verify_command(
     if not report.ok:
         described = describe(report.findings[0])
         raise click.exceptions.Exit(described[1] if described else ExitCode.FAILED)
+
+
+@cli.command("validate", epilog=VALIDATE_EPILOG)
+@click.argument("path")
+@click.option(
+    "--level",
+    type=click.Choice(["framing", "structure", "semantics", "integrity"]),
+    default="integrity",
+    show_default=True,
+    help="How far to go; integrity reads every byte.",
+)
+@click.option("--against", metavar="FOLDER", help="Also compare with these safetensors files.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on stdout.")
+@click.option("--quiet", "-q", is_flag=True, help="Print findings only.")
+def validate_command(
+    path: str, level: str, against: str | None, as_json: bool, quiet: bool
+) -> NoReturn:
+    """Hold the set, or the one .kexp file, at PATH to the written format, and list all findings.
+
+    This is specs/validate_kexp.py: a program that shares no code with the reader behind `verify`,
+    so the two together also find what one of them misunderstands.
+    """
+    from specs.validate_kexp import main as validate
+
+    arguments = ["--level", level]
+    arguments += ["--against", against] if against is not None else []
+    arguments += ["--json"] if as_json else []
+    arguments += ["--quiet"] if quiet else []
+    raise click.exceptions.Exit(validate([*arguments, "--", path]))
 
 
 @cli.command("inspect", epilog=INSPECT_EPILOG)

@@ -12,6 +12,7 @@ class ExitCode(IntEnum):
     FAILED = 1
     USAGE = 2
     UNREADABLE = 3
+    UNCHECKED = 4
     INTERRUPTED = 130
 
     @property
@@ -25,5 +26,6 @@ _MEANINGS = {
     ExitCode.FAILED: "bad input, damaged container, or no room to write",
     ExitCode.USAGE: "the command line is wrong",
     ExitCode.UNREADABLE: "something named is missing or may not be read or written",
+    ExitCode.UNCHECKED: "validate: nothing wrong, but something could not be checked here",
     ExitCode.INTERRUPTED: "stopped by Ctrl-C or SIGTERM; nothing half-written is left",
 }

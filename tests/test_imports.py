@@ -16,7 +16,7 @@ ROOMS = {"cython_kernels", "formats", "kandiga_pack", "kandiga_run", "specs"}
 ALLOWED = {
     "cython_kernels": set(),
     "formats": set(),
-    "kandiga_pack": {"cython_kernels", "formats"},
+    "kandiga_pack": {"cython_kernels", "formats", "specs"},
     "kandiga_run": {"cython_kernels", "formats"},
     "specs": set(),
 }
