@@ -4,6 +4,7 @@ csrc/quant_*.c   matrices: affine 2-8 bits and plain f16/bf16/f32, y = x W^T
 csrc/vector_*.c  everything else: norms, rope, attention, gated delta rule, routing
 csrc/matmul.c, expert.c, attention.c, ...   above the instruction sets: splitting over threads
 csrc/dispatch.c, csrc/cpu.c    which instruction set runs; KANDIGA_ISA=scalar|avx2|avx512|neon
+csrc/map_guard.c               files that are cut short while they are computed on
 csrc/threadpool.c              the one pool of threads in the process
 _kernels.pyx, *.pxi            argument checks (ValueError: argument, seen, expected); no GIL in C
 reference/                     every kernel in numpy float64, what the tests compare with
@@ -11,9 +12,11 @@ reference/                     every kernel in numpy float64, what the tests com
 
 from ._kernels import (
     ExpertLayout,
+    MapGuard,
     Matrix,
     add,
     add_rms_norm,
+    arm_map_guards,
     attention,
     available_isas,
     causal_conv,
@@ -44,9 +47,11 @@ from ._kernels import (
 
 __all__ = [
     "ExpertLayout",
+    "MapGuard",
     "Matrix",
     "add",
     "add_rms_norm",
+    "arm_map_guards",
     "attention",
     "available_isas",
     "causal_conv",

@@ -22,6 +22,7 @@ cdef extern from "threadpool.h" nogil:
 include "buffers.pxi"
 include "matrix.pxi"
 include "vector.pxi"
+include "map_guard.pxi"
 
 
 def cpu_count():

@@ -115,20 +115,25 @@ class KexpSet:
                 expert=expert,
             )
         file = self.shards[shard]
-        at = file.index_offset_bytes + (rows.first_row + expert) * EXPERT_ENTRY_BYTES
-        _, _, layout, _, offset, block_bytes, crc, _, sha256 = ENTRY.unpack_from(file.mmap, at)
+        at = (rows.first_row + expert) * EXPERT_ENTRY_BYTES
+        _, _, layout, _, offset, block_bytes, crc, _, sha256 = ENTRY.unpack_from(file.index, at)
         payload_bytes = file.layouts[layout].payload_bytes
         return ExpertExtent(layer, expert, shard, offset, block_bytes, payload_bytes, crc, sha256)
 
     def block(self, layer: int, expert: int, *, check: bool = True) -> memoryview:
-        """Return the payload of an expert as a view of the map, (payload_bytes,).
+        """Return the payload of an expert, read from its file, (payload_bytes,).
 
         Raises:
-            KexpError: E_BLOCK_CRC if `check` and the bytes are not those written; E_NO_EXPERT.
+            KexpError: E_BLOCK_CRC if `check` and the bytes are not those written; E_NO_EXPERT;
+                E_IO, E_FILE_SIZE.
         """
         extent = self.extent(layer, expert)
-        view = memoryview(self.shards[extent.shard].mmap)
-        data = view[extent.offset_bytes : extent.offset_bytes + extent.payload_bytes]
+        shard = self.shards[extent.shard]
+        try:
+            data = memoryview(shard.read(extent.offset_bytes, extent.payload_bytes))
+        except KexpError as error:
+            error.layer, error.expert = layer, expert
+            raise
         if check:
             self.check_block(extent, data)
         return data
@@ -157,7 +162,7 @@ class KexpSet:
         return found
 
     def dense_array(self, name: str) -> npt.NDArray[Any]:
-        """Return a dense tensor as a read-only view of the map.
+        """Return a dense tensor as a read-only view of the map (see `Shard.mmap`).
 
         bf16 comes as uint16 and 8-bit floats as uint8, with the tensor's shape; 4- and 6-bit
         floats as their bytes, (length_bytes,).

@@ -9,6 +9,8 @@ import stat
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from formats import dense, digests
 from formats.constants import EXPERT_ENTRY_BYTES, HEADER_BYTES, MAX_JSON_BYTES
 from formats.dense import DenseTensor
@@ -41,12 +43,13 @@ class Shard:
 
     Attributes:
         path, fd, size_bytes.
-        mmap: the whole file, read-only. A file that is cut short while it is mapped kills the
-            process with SIGBUS; containers are written once and replaced by rename.
+        mmap: the whole file, read-only, for programs that compute on its pages. Touching a page
+            that is gone, because the file was cut short, raises SIGBUS, which ends a process that
+            has not made arrangements; nothing in this package touches the map.
         superblock, sections (in file order), layouts.
         layers: layer -> rows of that layer in `entries`.
-        entries: (num_experts_in_shard,) structured view of the expert index, which begins at
-            index_offset_bytes in the file.
+        index: the expert index, 64 bytes an expert. entries: the same as a structured array
+            (num_experts_in_shard,).
         meta: the metadata document, None except in the first shard.
         tensors: dense tensors by name; empty except in the first shard.
     """
@@ -57,16 +60,18 @@ class Shard:
         with os_errors(path, "opened"):
             self.fd = _open_regular(path)
             try:
-                self.size_bytes = os.fstat(self.fd).st_size
+                status = os.fstat(self.fd)
+                self.size_bytes, self._modified_ns = status.st_size, status.st_mtime_ns
+                start = self.read(0, min(HEADER_BYTES, self.size_bytes))
                 self.superblock: Superblock = parse_superblock(
-                    os.pread(self.fd, HEADER_BYTES, 0), file=path, actual_bytes=self.size_bytes
+                    start, file=path, actual_bytes=self.size_bytes
                 )
-                self.mmap = mmap.mmap(self.fd, 0, access=mmap.ACCESS_READ)
+                self.mmap = self._map()
             except BaseException:
                 os.close(self.fd)
                 raise
-        self.index_offset_bytes = 0
-        self.entries: Entries = entry_rows(b"")
+        self.index = b""
+        self.entries: Entries = entry_rows(self.index)
         self.layers: dict[int, LayerRows] = {}
         self.meta: dict[str, Any] | None = None
         self.tensors: dict[str, DenseTensor] = {}
@@ -75,6 +80,73 @@ class Shard:
         except BaseException:
             self.close()
             raise
+
+    def _map(self) -> mmap.mmap:
+        try:
+            return mmap.mmap(self.fd, self.size_bytes, access=mmap.ACCESS_READ)
+        except ValueError:  # the length is checked once more: the file has shrunk since
+            self.check_unchanged()
+            raise
+
+    def read(self, offset_bytes: int, length_bytes: int) -> bytes:
+        """Return a stretch of the file, read and not mapped; KexpError E_IO, E_FILE_SIZE."""
+        data = bytearray(length_bytes)
+        self.read_into(memoryview(data), offset_bytes)
+        return bytes(data)
+
+    def read_into(self, buffer: memoryview, offset_bytes: int) -> None:
+        """Fill a buffer of bytes from the file; KexpError E_IO, E_FILE_SIZE.
+
+        One call may return less than was asked for: after a signal, above 2 GiB, on a network.
+        """
+        done = 0
+        while done < len(buffer):
+            try:
+                count = os.preadv(self.fd, [buffer[done:]], offset_bytes + done)
+            except OSError as error:
+                raise self.unreadable(error, offset_bytes + done) from error
+            if count == 0:
+                raise self.ended(offset_bytes + done)
+            done += count
+
+    def unreadable(self, error: OSError, offset_bytes: int) -> KexpError:
+        """Return the error for a read that the system refused."""
+        return KexpError(
+            "E_IO",
+            f"cannot be read: {error.strerror or error}",
+            file=self.path,
+            offset_bytes=offset_bytes,
+        )
+
+    def ended(self, offset_bytes: int) -> KexpError:
+        """Return the error for a file that has no bytes at `offset_bytes`."""
+        return KexpError(
+            "E_FILE_SIZE",
+            f"{os.fstat(self.fd).st_size} bytes, {self.size_bytes} when it was opened: it was cut "
+            "short while in use",
+            file=self.path,
+            offset_bytes=offset_bytes,
+        )
+
+    def check_unchanged(self) -> None:
+        """Raise KexpError E_FILE_SIZE or E_FILE_CHANGED if the open file was written to.
+
+        The file that was opened, that is: another one of its name, or none, changes nothing.
+        Costs one fstat. What a program has computed from the map before this call is right as far
+        as changes of the file go.
+        """
+        status = os.fstat(self.fd)
+        if status.st_size != self.size_bytes:
+            raise KexpError(
+                "E_FILE_SIZE",
+                f"{status.st_size} bytes, {self.size_bytes} when it was opened: it was changed "
+                "while in use",
+                file=self.path,
+            )
+        if status.st_mtime_ns != self._modified_ns:
+            raise KexpError(
+                "E_FILE_CHANGED", "was written to while in use: open it again", file=self.path
+            )
 
     def _check(self) -> None:
         self._check_name()
@@ -114,7 +186,7 @@ class Shard:
         if end > self.size_bytes:
             raise KexpError("E_FILE_SIZE", "the file ends in the section table", file=self.path)
         sections = parse_table(
-            self.mmap[HEADER_BYTES:end],
+            self.read(HEADER_BYTES, end - HEADER_BYTES),
             table_crc32=block.table_crc32,
             file=self.path,
             file_bytes=self.size_bytes,
@@ -126,7 +198,7 @@ class Shard:
         """Refuse anything but zeros between sections; a gap is shorter than an alignment."""
         end = first_section_floor(len(self.sections))
         for section in self.sections:
-            if any(self.mmap[end : section.offset_bytes]):
+            if any(self.read(end, section.offset_bytes - end)):
                 raise KexpError(
                     "E_PADDING",
                     f"padding before section {section.name} is not zero",
@@ -142,6 +214,16 @@ class Shard:
         """Return the section with this tag; KeyError if the shard has none."""
         return self._by_tag[tag]
 
+    def expert_at(self, offset_bytes: int) -> tuple[int, int] | None:
+        """Return (layer, expert) of the block that covers a byte of the file, or None."""
+        row = int(np.searchsorted(self.entries["offset_bytes"], offset_bytes, side="right")) - 1
+        if row < 0:
+            return None
+        entry = self.entries[row]
+        if offset_bytes >= int(entry["offset_bytes"]) + int(entry["block_bytes"]):
+            return None
+        return int(entry["layer"]), int(entry["expert"])
+
     def _decode(self, tag: bytes, limit_bytes: int) -> bytes:
         section = self.section(tag)
         if section.raw_bytes > limit_bytes:  # and the stored bytes are never more than the raw ones
@@ -151,7 +233,7 @@ class Shard:
                 file=self.path,
                 offset_bytes=section.offset_bytes,
             )
-        stored = self.mmap[section.offset_bytes : section.end_bytes]
+        stored = self.read(section.offset_bytes, section.stored_bytes)
         return decode_section(section, stored, file=self.path)
 
     def _check_index(self) -> None:
@@ -164,8 +246,8 @@ class Shard:
                 file=self.path,
                 offset_bytes=index.offset_bytes,
             )
-        self.index_offset_bytes = index.offset_bytes
-        self.entries = entry_rows(memoryview(self.mmap)[index.offset_bytes : index.end_bytes])
+        self.index = raw
+        self.entries = entry_rows(raw)
         self.layers = check_entries(
             self.entries, self.layouts, index=index, blocks=self.section(BLKS), file=self.path
         )
@@ -175,9 +257,11 @@ class Shard:
         section = self.section(DENS)
         at = section.offset_bytes
         length = dense.header_bytes(
-            self.mmap[at : at + 8], section_bytes=section.stored_bytes, file=self.path
+            self.read(at, min(8, section.stored_bytes)),
+            section_bytes=section.stored_bytes,
+            file=self.path,
         )
-        header = self.mmap[at : at + length]
+        header = self.read(at, length)
         check_dense_header(self.meta, header, file=self.path)
         self.tensors = dense.parse_image_header(
             header,
@@ -189,7 +273,6 @@ class Shard:
 
     def close(self) -> None:
         """Close the file. The map itself goes when the last view of it does."""
-        self.entries = entry_rows(b"")
         with contextlib.suppress(BufferError):  # somebody still holds a view
             self.mmap.close()
         if self.fd >= 0:

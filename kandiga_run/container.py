@@ -13,6 +13,7 @@ from cython_kernels import ExpertLayout
 from formats import DenseTensor, KexpSet, Layout, open_set
 from kandiga_run.config import Config
 from kandiga_run.errors import RunError
+from kandiga_run.file_guard import FileGuard
 
 #: Quantization modes whose experts the CPU kernels compute.
 _KERNEL_MODES = ("affine", "none")
@@ -29,6 +30,7 @@ class Model:
         #: experts a token uses, as published
         self.top_k = int(container.meta["top_k"])
         self._expert_layouts: dict[Layout, ExpertLayout] = {}
+        self.files = FileGuard(container)
 
     @classmethod
     def open(cls, path: str | Path) -> Model:
@@ -91,6 +93,7 @@ class Model:
     def close(self) -> None:
         """Unmap the container. Views handed out before must not be used any more."""
         self._expert_layouts.clear()
+        self.files.close()
         self.container.close()
 
     def __enter__(self) -> Model:

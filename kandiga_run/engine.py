@@ -143,7 +143,9 @@ def load_engine(
         if engine == "auto":
             native = model.architecture in NATIVE_ARCHITECTURES and not _has_apple_gpu()
             engine = "native" if native else "mlx"
-        return _open_native(model, options) if engine == "native" else _open_mlx(model, options)
+        open_engine = _open_native if engine == "native" else _open_mlx
+        with model.files.used():
+            return open_engine(model, options)
     except BaseException:
         model.close()
         raise

@@ -142,10 +142,16 @@ static void start_workers(void) {
     uintptr_t job = (uintptr_t)(atomic_load(&control) >> 32);
     /* With more threads than processors, whoever we wait for needs the one we would spin on. */
     may_spin = wanted < kandiga_cpu_count();
-    /* Signals are for the threads that Python knows. */
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
+    /* Signals are for the threads that Python knows, except those that report what a thread itself
+       did: the system ends the process when one of these is blocked, whatever its handler would
+       have done (map_guard.c). */
+    sigset_t blocked, before;
+    sigfillset(&blocked);
+    sigdelset(&blocked, SIGBUS);
+    sigdelset(&blocked, SIGSEGV);
+    sigdelset(&blocked, SIGFPE);
+    sigdelset(&blocked, SIGILL);
+    pthread_sigmask(SIG_SETMASK, &blocked, &before);
     while (num_workers < wanted) {
         /* A thread the system refuses is one fewer; the job is done all the same. */
         if (pthread_create(&workers[num_workers], NULL, worker_main, (void*)job) != 0)

@@ -1,11 +1,14 @@
-"""Where the blocks of a container lie, and which of them have been checked."""
+"""Where the blocks of a container lie, which of them have been checked, and what went wrong."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from formats import KexpSet
+from formats import KexpError, KexpSet
 from kandiga_run.engine import Check
+from kandiga_run.file_guard import advised
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,25 @@ class Blocks:
         """Compare the payload with its checksum; KexpError names layer and expert."""
         self._container.check_block(self._container.extent(layer, expert), payload)
         self._unchecked[layer][expert] = 0
+
+    @contextmanager
+    def reading(self, layer: int, expert: int) -> Iterator[None]:
+        """Name layer, expert and what to do in whatever goes wrong while a block is brought in."""
+        blocks = self._layers[layer]
+        shard = self._container.shards[blocks.shard]
+        offset_bytes = blocks.offsets_bytes[expert]
+        try:
+            yield
+        except EOFError:
+            error = shard.ended(offset_bytes)
+        except OSError as cause:
+            error = shard.unreadable(cause, offset_bytes)
+        except KexpError as cause:
+            error = cause
+        else:
+            return
+        error.layer, error.expert = layer, expert
+        raise advised(error, self._container.path) from error.__cause__
 
 
 def _layer_blocks(container: KexpSet, layer: int) -> LayerBlocks:

@@ -48,9 +48,9 @@ class MappedStore:
         self._blocks = Blocks(container, check)
         self._maps = [memoryview(shard.mmap) for shard in container.shards]
         self._addresses = {layer: self._layer_addresses(layer) for layer in container.layers}
-        self._fds = [open_for_random_reads(shard.path) for shard in container.shards]
+        self._fds = [open_for_random_reads(shard) for shard in container.shards]
         # Where mincore does not tell, an expert counts as absent until this process read it once.
-        self._mincore_tells = all(mincore_tells_the_truth(shard.path) for shard in container.shards)
+        self._mincore_tells = all(mincore_tells_the_truth(shard) for shard in container.shards)
         self._read_before: set[tuple[int, int]] = set()
         self._readers = ReaderPool(num_readers)
 
@@ -113,11 +113,13 @@ class MappedStore:
         """Worker: make the pages resident and mapped, then compare the checksum."""
         blocks = self._blocks[layer]
         offset, length = blocks.offsets_bytes[expert], blocks.payload_bytes
-        if absent:
-            read_into_page_cache(self._fds[blocks.shard], offset, length)
-        map_pages(self._addresses[layer][expert], length)
-        if check:
-            self._blocks.check(layer, expert, self._maps[blocks.shard][offset : offset + length])
+        with self._blocks.reading(layer, expert):
+            if absent:
+                read_into_page_cache(self._fds[blocks.shard], offset, length)
+            map_pages(self._addresses[layer][expert], length)
+            if check:
+                payload = self._maps[blocks.shard][offset : offset + length]
+                self._blocks.check(layer, expert, payload)
 
 
 def _batches(

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from formats import KexpSet
+from formats.direct import DirectFile
 from kandiga_run.engine import Check
 from kandiga_run.errors import RunError
 from kandiga_run.experts.blocks import Blocks
-from kandiga_run.experts.direct import DirectFile
 from kandiga_run.experts.reader import Pending, ReaderPool
 from kandiga_run.experts.slots import SlotPool
 from kandiga_run.experts.store import Arrival, Arrivals
@@ -46,7 +46,7 @@ class OwnedStore:
         self.stats = stats if stats is not None else RunStats()
         self.stats.residency = self.residency
         self._blocks = Blocks(container, check)
-        self._files = [DirectFile(shard.path) for shard in container.shards]
+        self._files = [DirectFile(shard.path, shard.fd) for shard in container.shards]
         self._pools = {size: SlotPool(size, num_slots) for size, num_slots in shares.items()}
         self._readers = ReaderPool(num_readers)
 
@@ -103,9 +103,12 @@ class OwnedStore:
     def _read(self, layer: int, expert: int, buffer: memoryview, check: bool) -> None:
         """Worker: fill the slot, then compare the checksum."""
         blocks = self._blocks[layer]
-        self._files[blocks.shard].read_into(buffer, blocks.offsets_bytes[expert])
-        if check:
-            self._blocks.check(layer, expert, buffer[: blocks.payload_bytes])
+        with self._blocks.reading(layer, expert):
+            count = self._files[blocks.shard].read_into(buffer, blocks.offsets_bytes[expert])
+            if count < len(buffer):
+                raise EOFError
+            if check:
+                self._blocks.check(layer, expert, buffer[: blocks.payload_bytes])
 
 
 class _Fetch:

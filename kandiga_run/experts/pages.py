@@ -18,6 +18,9 @@ import threading
 
 import numpy as np
 
+from formats import Shard
+from formats.direct import reopen
+
 _PAGE = mmap.PAGESIZE
 _READ_BYTES = 2 << 20
 _MADV_POPULATE_READ = 22  # Linux 5.14; older kernels answer EINVAL, which changes nothing here
@@ -55,24 +58,27 @@ def _mincore_answers(num_pages: int) -> ctypes.Array[ctypes.c_char]:
     return answers
 
 
-def mincore_tells_the_truth(path: os.PathLike[str]) -> bool:
+def mincore_tells_the_truth(shard: Shard) -> bool:
     """Whether mincore reports the page cache of this file to us.
 
     Linux answers "all resident" for a file that the caller neither owns nor may write.
     """
     if sys.platform != "linux":
         return True
-    return os.stat(path).st_uid == os.geteuid() or os.access(path, os.W_OK)
+    return os.fstat(shard.fd).st_uid == os.geteuid() or os.access(shard.path, os.W_OK)
 
 
 def read_into_page_cache(fd: int, offset_bytes: int, length: int) -> None:
-    """Read a range of a file for its side effect. Releases the interpreter's lock."""
+    """Read a range of a file for its side effect. Releases the interpreter's lock.
+
+    Raises OSError, and EOFError when the file ends before the range does.
+    """
     buffer = _throwaway_buffer()
     end = offset_bytes + length
     while offset_bytes < end:
         count = os.preadv(fd, [buffer[: end - offset_bytes]], offset_bytes)
-        if count == 0:  # past the end of the file: whoever uses the bytes notices
-            return
+        if count == 0:
+            raise EOFError
         offset_bytes += count
 
 
@@ -89,9 +95,12 @@ def read_without_readahead(address: int, length: int) -> None:
     _libc.madvise(start, address + length - start, mmap.MADV_RANDOM)
 
 
-def open_for_random_reads(path: os.PathLike[str]) -> int:
+def open_for_random_reads(shard: Shard) -> int:
     """Return a descriptor whose reads bring in what was asked for and no readahead."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fd = reopen(shard.path, shard.fd)
+    except OSError:  # its name is gone; a duplicate shares the advice below with the shard's own
+        fd = os.dup(shard.fd)
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
     return fd

@@ -142,7 +142,7 @@ def fits_comfortably(model: Model) -> bool:
     """Whether all experts may stay in the page cache, or are there already."""
     if model.expert_bytes <= available_bytes() * _COMFORTABLE_SHARE:
         return True
-    if not all(mincore_tells_the_truth(shard.path) for shard in model.container.shards):
+    if not all(mincore_tells_the_truth(shard) for shard in model.container.shards):
         return False
     absent = sum(absent_bytes_of_layer(model, layer) for layer in model.container.layers)
     return absent <= model.expert_bytes * (1 - _RESIDENT_SHARE)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from formats import DenseTensor, KexpError, KexpSet
+from formats import KexpSet
 from kandiga_run.mlx_engine.weights import mlx_dtype, numpy_dtype, to_mlx
 
 
@@ -35,23 +34,10 @@ class DenseWeights:
         tensor = self._container.dense[name]
         # Read, not copied from the map: page faults bring a cold file in at a tenth of the speed.
         data = np.empty(tensor.shape, numpy_dtype(tensor.dtype))
-        self._read_into(data.reshape(-1).view(np.uint8).data, tensor)
+        shard = self._container.shards[tensor.shard]
+        shard.read_into(data.reshape(-1).view(np.uint8).data, tensor.offset_bytes)
         return to_mlx(data, tensor.dtype)
 
     def read_all(self) -> dict[str, Any]:
         """Return name -> mx.array of every tensor."""
         return {name: self.read(name) for name in self.stand_ins}
-
-    def _read_into(self, buffer: memoryview, tensor: DenseTensor) -> None:
-        shard = self._container.shards[tensor.shard]
-        done = 0
-        while done < len(buffer):  # one call reads 2 GiB at most
-            count = os.preadv(shard.fd, [buffer[done:]], tensor.offset_bytes + done)
-            if count == 0:
-                raise KexpError(
-                    "E_FILE_SIZE",
-                    f"dense tensor {tensor.name!r} ends {len(buffer) - done} bytes early",
-                    file=shard.path,
-                    offset_bytes=tensor.offset_bytes + done,
-                )
-            done += count

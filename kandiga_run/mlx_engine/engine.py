@@ -106,7 +106,11 @@ class MlxEngine:
         self._check(tokens, state)
         chunks = np.split(tokens, range(PREFILL_CHUNK, tokens.size, PREFILL_CHUNK))
         wanted = chunks if logits == "all" else chunks[-1:]
-        with _compiling_safely(self.stats.num_experts_per_token), self._naming_mlx():
+        with (
+            self._model.files.used(),
+            _compiling_safely(self.stats.num_experts_per_token),
+            self._naming_mlx(),
+        ):
             for chunk in chunks[: -len(wanted)]:
                 self._forward(chunk, state, logits=None)
             rows = [self._forward(chunk, state, logits=logits) for chunk in wanted]

@@ -113,12 +113,13 @@ class NativeEngine:
         num_tokens = tokens.shape[0]
         num_rows = num_tokens if logits == "all" else 1
         out = np.empty((num_rows, self.vocab_size), np.float32)
-        for start in range(0, num_tokens, PREFILL_CHUNK):
-            end = min(start + PREFILL_CHUNK, num_tokens)
-            if logits == "all":
-                decoder.forward(tokens[start:end], state, out[start:end])
-            else:
-                decoder.forward(tokens[start:end], state, out if end == num_tokens else None)
+        with self._model.files.used():
+            for start in range(0, num_tokens, PREFILL_CHUNK):
+                end = min(start + PREFILL_CHUNK, num_tokens)
+                if logits == "all":
+                    decoder.forward(tokens[start:end], state, out[start:end])
+                else:
+                    decoder.forward(tokens[start:end], state, out if end == num_tokens else None)
         return out
 
     def close(self) -> None:

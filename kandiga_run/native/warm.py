@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from functools import partial
 
-from formats import DenseTensor
+from formats import DenseTensor, Shard
 from kandiga_run.container import Model
 from kandiga_run.experts.pages import (
     absent_bytes,
@@ -34,7 +34,7 @@ def bring_in_dense(model: Model, names: Iterable[str]) -> None:
     for number, tensors in by_shard.items():
         shard = model.container.shards[number]
         base = address_of(memoryview(shard.mmap))
-        _bring_in(shard.path, base, list(_pieces(tensors)))
+        _bring_in(shard, base, list(_pieces(tensors)))
 
 
 def expect_single_rows(model: Model, names: Iterable[str]) -> None:
@@ -45,8 +45,8 @@ def expect_single_rows(model: Model, names: Iterable[str]) -> None:
         read_without_readahead(base + tensor.offset_bytes, tensor.length_bytes)
 
 
-def _bring_in(path: os.PathLike[str], base: int, pieces: list[tuple[int, int]]) -> None:
-    fd = open_for_random_reads(path)
+def _bring_in(shard: Shard, base: int, pieces: list[tuple[int, int]]) -> None:
+    fd = open_for_random_reads(shard)
     readers = ReaderPool()
     pending = Pending(readers, RunStats())
     try:

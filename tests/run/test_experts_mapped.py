@@ -79,6 +79,7 @@ def test_where_mincore_does_not_tell(cold: Model, monkeypatch: pytest.MonkeyPatc
     store.close()
 
 
-def test_reading_past_the_end_is_harmless(cold: Model) -> None:
+def test_reading_past_the_end_is_noticed(cold: Model) -> None:
     shard = cold.container.shards[0]
-    read_into_page_cache(shard.fd, shard.size_bytes - 100, 1 << 20)
+    with pytest.raises(EOFError):
+        read_into_page_cache(shard.fd, shard.size_bytes - 100, 1 << 20)
