@@ -100,6 +100,25 @@ def hub_errors(hub_id: HubId) -> Iterator[None]:
         raise HubError(errno.EHOSTUNREACH, _unreachable(error), hub_id) from error
 
 
+@contextmanager
+def progress_bars(*, shown: bool) -> Iterator[None]:
+    """Keep huggingface_hub from drawing where nobody looks."""
+    from huggingface_hub.utils import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    hides = not shown and not are_progress_bars_disabled()
+    if hides:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        if hides:
+            enable_progress_bars()
+
+
 def is_offline() -> bool:
     """Whether HF_HUB_OFFLINE forbids requests, so that only the cache can answer."""
     from huggingface_hub import constants

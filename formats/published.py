@@ -10,12 +10,12 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from formats.errors import KexpError
-from formats.hub import HubFiles, HubId, hub_errors, parse_hub_id
+from formats.hub import HubFiles, HubId, hub_errors, parse_hub_id, progress_bars
 from formats.manifest import MANIFEST_NAME, Manifest
 from formats.reader import open_set, read_manifest
 from formats.remote_index import fetch_index, not_a_set
@@ -58,7 +58,7 @@ def fetch_set(hub_id: HubId, *, say: Say | None = None) -> Path:
 
     Raises: as `local_set`.
     """
-    with hub_errors(hub_id), _progress_bars(shown=say is not None):
+    with hub_errors(hub_id), progress_bars(shown=say is not None):
         # Not hf_hub_download: without a network it tries for half a minute.
         folder = _download(hub_id, [MANIFEST_NAME])
         if not (folder / MANIFEST_NAME).is_file():
@@ -81,25 +81,6 @@ def _download(hub_id: HubId, names: Sequence[str]) -> Path:
     return Path(
         snapshot_download(hub_id.repository, revision=hub_id.revision, allow_patterns=list(names))
     )
-
-
-@contextlib.contextmanager
-def _progress_bars(*, shown: bool) -> Iterator[None]:
-    """Keep huggingface_hub from drawing where nobody looks."""
-    from huggingface_hub.utils import (
-        are_progress_bars_disabled,
-        disable_progress_bars,
-        enable_progress_bars,
-    )
-
-    hides = not shown and not are_progress_bars_disabled()
-    if hides:
-        disable_progress_bars()
-    try:
-        yield
-    finally:
-        if hides:
-            enable_progress_bars()
 
 
 def _verify_once(folder: Path, manifest: Manifest, names: Sequence[str], say: Say | None) -> None:

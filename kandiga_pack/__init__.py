@@ -1,8 +1,9 @@
 """Checkpoint in, container out.
 
-Four verbs, each a file: `convert`, `verify`, `inspect`, `export`. `sources` presents every kind of
-input as an MLX checkpoint read in slices: safetensors folders, published layouts that mlx-lm
-converts and quantizes, GGUF files, Hub ids, and containers themselves. `stacks` finds the routed
+Each verb is a file: `convert`, `verify`, `inspect`, `export`, `publish` (which writes a
+`model_card`); `repair` is a folder. `sources` presents every kind of input as an MLX checkpoint
+read in slices: safetensors folders, published layouts that mlx-lm converts and quantizes, GGUF
+files, Hub ids, and containers themselves. `stacks` finds the routed
 experts, `codings` how they are quantized, both checked against the config, whose key names in all
 families are in `families`.
 `spelling` remembers how the source's files were written so that `export` can write them again.
@@ -14,6 +15,7 @@ from kandiga_pack.convert import ConvertSummary, convert
 from kandiga_pack.errors import PackError
 from kandiga_pack.export import ExportSummary, export
 from kandiga_pack.inspect import inspect
+from kandiga_pack.publish import PublishSummary, publish
 from kandiga_pack.sources.converted import Quantization
 from kandiga_pack.sources.open import open_source
 from kandiga_pack.verify import VerifyReport, verify
@@ -22,11 +24,13 @@ __all__ = [
     "ConvertSummary",
     "ExportSummary",
     "PackError",
+    "PublishSummary",
     "Quantization",
     "VerifyReport",
     "convert",
     "export",
     "inspect",
     "open_source",
+    "publish",
     "verify",
 ]

@@ -20,6 +20,7 @@ from kandiga_pack.exit_codes import ExitCode
 from kandiga_pack.export import export
 from kandiga_pack.inspect import inspect
 from kandiga_pack.output import Output
+from kandiga_pack.publish import publish
 from kandiga_pack.sources.converted import Quantization
 from kandiga_pack.verify import verify
 
@@ -52,6 +53,10 @@ VALIDATE_EPILOG = _epilog(
 INSPECT_EPILOG = _epilog(
     "kandiga-pack inspect qwen3-30b",
     "kandiga-pack inspect someone/Qwen3-30B-A3B-kexp --json",
+)
+PUBLISH_EPILOG = _epilog(
+    "kandiga-pack publish qwen3-30b me/Qwen3-30B-A3B-kexp --dry-run",
+    "kandiga-pack publish qwen3-30b me/Qwen3-30B-A3B-kexp --private",
 )
 EXPORT_EPILOG = _epilog("kandiga-pack export qwen3-30b qwen3-30b-mlx")
 
@@ -242,6 +247,37 @@ def export_command(output: Output, path: Path, out: Path) -> None:
     folder = local_set(path, say=output.say())
     summary = export(folder, out, progress=output.progress())
     output.result(summary.as_dict(), lambda console: show.show_export(summary, console))
+
+
+@cli.command("publish", epilog=PUBLISH_EPILOG)
+@click.argument("path", metavar="DEST", type=click.Path(path_type=Path))
+@click.argument("repository", metavar="USER/NAME")
+@click.option("--private", is_flag=True, help="Make the repository private.")
+@click.option("--base-model", metavar="USER/NAME", help="Model the checkpoint was made from.")
+@click.option("--dry-run", is_flag=True, help="Verify and show the model card; send nothing.")
+@_output_options
+def publish_command(
+    output: Output,
+    path: Path,
+    repository: str,
+    private: bool,
+    base_model: str | None,
+    dry_run: bool,
+) -> None:
+    """Upload the container DEST to the repository USER/NAME on the Hugging Face Hub.
+
+    DEST is verified first. A model card is written, with the license of the checkpoint's card.
+    Everything appears in one commit; after an interruption, run the same command again.
+    """
+    summary = publish(
+        path,
+        repository,
+        private=private,
+        base_model=base_model,
+        dry_run=dry_run,
+        progress=output.progress(),
+    )
+    output.result(summary.as_dict(), lambda console: show.show_publish(summary, console))
 
 
 def run(arguments: list[str] | None = None) -> ExitCode:

@@ -10,6 +10,7 @@ from rich.table import Table
 from kandiga_pack.convert import ConvertSummary, format_bytes
 from kandiga_pack.export import ExportSummary
 from kandiga_pack.output import two_columns
+from kandiga_pack.publish import PublishSummary
 from kandiga_pack.verify import VerifyReport
 
 
@@ -66,6 +67,26 @@ def show_export(summary: ExportSummary, console: Console) -> None:
             ],
         )
     )
+
+
+def show_publish(summary: PublishSummary, console: Console) -> None:
+    """Print what was published, or in a dry run what would be, with the card."""
+    if summary.commit is None:
+        console.print(summary.card, markup=False)
+    what = "would be published" if summary.commit is None else "published"
+    rows = [
+        ("files", f"{len(summary.files)}, {format_bytes(summary.total_bytes)}"),
+        ("commit", summary.commit or "none: dry run"),
+        ("page", summary.url or ""),
+        ("run it with", f'kandiga-run run {summary.repository} "..."'),
+    ]
+    if summary.removed:
+        rows.append(("removed there", ", ".join(summary.removed)))
+    if summary.card_was_kept:
+        rows.append(("card", "kept as it is there"))
+    console.print(two_columns(f"{what}: {summary.repository}", [row for row in rows if row[1]]))
+    for note in summary.notes:
+        console.print(f"note: {note}")
 
 
 def show_inspect(facts: dict[str, Any], console: Console) -> None:
