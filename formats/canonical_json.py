@@ -66,17 +66,20 @@ def _parse(data: bytes, what: str) -> Any:
             raise KexpError("E_JSON_VALUE", f"{what} has an integer of {len(literal)} characters")
         return int(literal)
 
-    def refused(literal: str) -> NoReturn:
+    def fraction(literal: str) -> NoReturn:
         raise KexpError(
             "E_JSON_VALUE", f"{what} has the number {literal[:40]}; only integers are allowed"
         )
+
+    def not_json(literal: str) -> NoReturn:
+        raise ValueError(f"{literal} is no number of JSON")
 
     try:
         return json.loads(
             data.decode("utf-8"),
             parse_int=integer,
-            parse_float=refused,
-            parse_constant=refused,
+            parse_float=fraction,
+            parse_constant=not_json,
             object_pairs_hook=pairs,
         )
     except RecursionError:

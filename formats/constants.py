@@ -25,11 +25,16 @@ MAX_SECTIONS = 64
 MAX_SHARDS = 4096
 MAX_LAYERS = 4096
 MAX_EXPERTS_PER_LAYER = 16384
+# 64 MiB of index: what a reader holds in memory to check it. Blocks of one page would make a file
+# of 16 GiB of them.
+MAX_EXPERTS_PER_SHARD = 1 << 20
 MAX_LAYOUTS = 4096
 MAX_PARTS = 64
 MAX_BLOCK_BYTES = GIB
 MAX_JSON_BYTES = 16 * MIB
 MAX_JSON_DEPTH = 16
+# config.json is the source's own, and larger in every way than anything seen so far.
+MAX_CONFIG_DEPTH = 64
 MAX_JSON_INT = 2**53 - 1
 MAX_STRING_BYTES = 4 * KIB
 MAX_ZSTD_WINDOW_BYTES = 8 * MIB

@@ -7,6 +7,7 @@ place, through the map, and because the stock reader wants the file to itself.
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any
 from formats import canonical_json, dtypes
 from formats.constants import (
     MAX_JSON_BYTES,
+    MAX_JSON_INT,
     MAX_TENSOR_DIMS,
     TENSOR_ALIGN,
     extent_fits,
@@ -151,7 +153,9 @@ def parse_image_header(
     document = canonical_json.decode(
         header[_LENGTH.size :], what="dense header", file=file, canonical=False
     )
-    document.pop("__metadata__", None)
+    metadata = document.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or any(type(text) is not str for text in metadata.values()):
+        raise wrong("__metadata__ wanted as an object of strings")
     with in_file(file):
         tensors = [_parse_entry(name, entry) for name, entry in document.items()]
     tensors.sort(key=lambda each: (each.offset_bytes, each.length_bytes))
@@ -186,6 +190,10 @@ def _parse_entry(name: str, entry: Any) -> DenseTensor:
         raise wrong("dtype, shape or data_offsets of a wrong type")
     if len(shape) > MAX_TENSOR_DIMS or len(offsets) != 2:
         raise wrong(f"{len(shape)} dims, {len(offsets)} offsets")
+    # Zeros count as ones, so that the answer does not depend on the order of multiplication in a
+    # language whose integers wrap.
+    if math.prod(dim or 1 for dim in shape) > MAX_JSON_INT:
+        raise wrong(f"shape {shape} has too many elements")
     dtype = dtypes.from_safetensors(dtype_name)
     length = dtypes.num_bytes(dtype, shape)
     begin, end = offsets

@@ -14,7 +14,12 @@ from pathlib import PurePath
 import numpy as np
 import numpy.typing as npt
 
-from formats.constants import EXPERT_ENTRY_BYTES, MAX_EXPERTS_PER_LAYER, MAX_LAYERS
+from formats.constants import (
+    EXPERT_ENTRY_BYTES,
+    MAX_EXPERTS_PER_LAYER,
+    MAX_EXPERTS_PER_SHARD,
+    MAX_LAYERS,
+)
 from formats.errors import KexpError
 from formats.layout import Layout
 from formats.sections import Section
@@ -34,8 +39,7 @@ ENTRY_DTYPE = np.dtype(
 )
 ENTRY = struct.Struct("<HHHHQQII32s")
 
-# Of one shard: the limits of layers and of experts a layer together.
-MAX_INDEX_BYTES = EXPERT_ENTRY_BYTES * MAX_LAYERS * MAX_EXPERTS_PER_LAYER
+MAX_INDEX_BYTES = EXPERT_ENTRY_BYTES * MAX_EXPERTS_PER_SHARD
 
 Entries = npt.NDArray[np.void]
 
@@ -131,7 +135,7 @@ def check_entries(
 
     lengths = np.array([each.block_bytes for each in layouts], dtype=np.uint64)[layout]
     demand(entries["block_bytes"] == lengths, "E_INDEX_EXTENT", "length is not that of its layout")
-    # The sum cannot wrap: at most 2**26 entries (12 + 14 bits of layer and expert) of 2**30 bytes.
+    # The sum cannot wrap: at most 2**20 entries of 2**30 bytes.
     expected = np.empty(len(entries), dtype=np.uint64)
     expected[0] = blocks.offset_bytes
     np.cumsum(lengths[:-1], out=expected[1:])

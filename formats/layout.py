@@ -219,5 +219,9 @@ def _check_scales(weight: Part, quantized: dict[str, Part]) -> None:
         if part.dtype not in allowed:
             raise _wrong(f"part {part} wanted as {' or '.join(allowed)}")
     scale = quantized.get("global_scale")
-    if scale is not None and (scale.dtype != "f32" or math.prod(scale.shape) != 1):
+    if scale is None:
+        return
+    if weight.mode != "nvfp4":
+        raise _wrong(f"part {weight} is {weight.mode}, which has no global_scale")
+    if scale.dtype != "f32" or math.prod(scale.shape) != 1:
         raise _wrong(f"part {scale} wanted as one f32")

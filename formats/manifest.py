@@ -9,7 +9,7 @@ from pathlib import PurePath
 from typing import Any
 
 from formats import canonical_json
-from formats.constants import MAX_SHARDS
+from formats.constants import MAX_SHARDS, VERSION_MAJOR
 from formats.errors import KexpError
 
 MANIFEST_NAME = "kexp.json"
@@ -18,7 +18,7 @@ MANIFEST_NAME = "kexp.json"
 UNPINNED_FILES = frozenset({"README.md", "LICENSE", "LICENSE.txt", "LICENSE.md"})
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,254}\Z")
-_HEX_DIGEST = re.compile(r"[0-9a-f]{64}\Z")
+HEX_DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 
 
 # A repository host would count the parameters of *.safetensors as the model's.
@@ -72,7 +72,7 @@ class Manifest:
                 }
                 for record in self.shards
             ],
-            "version": 1,
+            "version": VERSION_MAJOR,
         }
         return canonical_json.encode(document, what=MANIFEST_NAME)
 
@@ -99,21 +99,25 @@ def _by_name(record: FileRecord) -> str:
 
 
 def parse_manifest(data: bytes, *, file: PurePath) -> Manifest:
-    """Return the manifest spelled by `data`; KexpError E_MANIFEST or E_JSON_*."""
+    """Return the manifest spelled by `data`; KexpError E_MANIFEST, E_VERSION or E_JSON_*."""
 
     def wrong(message: str) -> KexpError:
         return KexpError("E_MANIFEST", message, file=file)
 
     document = canonical_json.decode(data, what=MANIFEST_NAME, file=file)
+    if not isinstance(document, dict) or document.get("format") != "kexp":
+        raise wrong("wanted an object with format 'kexp'")
+    version = document.get("version")
+    if type(version) is not int:
+        raise wrong(f"version is {version!r}, wanted an integer")
+    if version != VERSION_MAJOR:  # before the keys: another version may have others
+        message = f"format version {version}, this reader knows {VERSION_MAJOR}"
+        raise KexpError("E_VERSION", message, file=file)
     keys = {"files", "format", "set_root", "shards", "version"}
-    if not isinstance(document, dict) or document.keys() != keys:
-        raise wrong(f"wanted an object with the keys {', '.join(sorted(keys))}")
-    if document["format"] != "kexp" or type(document["version"]) is not int:
-        raise wrong("format is not 'kexp' or version is not an integer")
-    if document["version"] != 1:
-        raise wrong(f"version {document['version']}, this reader knows 1")
+    if document.keys() != keys:
+        raise wrong(f"wanted the keys {', '.join(sorted(keys))}")
     set_root = document["set_root"]
-    if not isinstance(set_root, str) or not _HEX_DIGEST.match(set_root):
+    if not isinstance(set_root, str) or not HEX_DIGEST.match(set_root):
         raise wrong("set_root is not 64 lower-case hexadecimal digits")
     shards = tuple(
         ShardRecord(*record) for record in _parse_records(document["shards"], "shard_root", file)
@@ -150,7 +154,7 @@ def _parse_records(items: Any, digest_key: str, file: PurePath) -> Iterator[tupl
         name, size, digest = item["name"], item["size"], item[digest_key]
         if not isinstance(name, str):
             raise wrong(f"a name is {name!r}")
-        if not isinstance(digest, str) or not _HEX_DIGEST.match(digest):
+        if not isinstance(digest, str) or not HEX_DIGEST.match(digest):
             raise wrong(f"{digest_key} of {name!r} is not 64 lower-case hexadecimal digits")
         if type(size) is not int or size < 0:
             raise wrong(f"size of {name!r} is {size!r}")

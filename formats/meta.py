@@ -12,6 +12,7 @@ from typing import Any
 from formats import canonical_json
 from formats.constants import MAX_EXPERTS_PER_LAYER, MAX_LAYERS
 from formats.errors import KexpError, in_file, short
+from formats.manifest import HEX_DIGEST
 from formats.plan import LayerPlan
 
 _KEY = re.compile(r"[a-z0-9_.-]+\Z")
@@ -88,9 +89,13 @@ def parse_meta(raw: bytes, *, file: PurePath | None) -> dict[str, Any]:
     missing = _REQUIRED.keys() - document.keys()
     if missing:
         raise wrong(f"lacks {', '.join(sorted(missing))}")
+    if document["hidden_size"] < 1:
+        raise wrong(f"hidden_size is {document['hidden_size']}")
     with in_file(file):
         _check_layers(document)
         _dense_header_pin(document)
+        _check_source(document["source"])
+        _check_tensors(document.get("tensors", {}))
     return document
 
 
@@ -131,9 +136,39 @@ def layer_plans(document: Mapping[str, Any]) -> tuple[LayerPlan, ...]:
 def _dense_header_pin(document: Mapping[str, Any]) -> DenseHeaderPin:
     pin = document["dense_header"]
     size, sha256 = pin.get("size"), pin.get("sha256")
-    if pin.keys() != {"size", "sha256"} or type(size) is not int or type(sha256) is not str:
+    if pin.keys() != {"size", "sha256"} or not _is_size(size) or not _is_digest(sha256):
         raise KexpError("E_META", "metadata: dense_header wanted with sha256, size")
     return DenseHeaderPin(size, sha256)
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and HEX_DIGEST.match(value) is not None
+
+
+def _check_source(source: dict[str, Any]) -> None:
+    for key in ("repository", "revision"):
+        if not isinstance(source.get(key), str | None):
+            raise KexpError("E_META", f"metadata: {key} of the source wanted as a string or null")
+    files = source.get("files", {})
+    if not isinstance(files, dict):
+        raise KexpError("E_META", "metadata: files of the source wanted as an object")
+    for name, record in files.items():
+        if (
+            not isinstance(record, dict)
+            or not _is_size(record.get("size"))
+            or ("sha256" in record and not _is_digest(record["sha256"]))
+        ):
+            raise KexpError("E_META", f"metadata: source file {name!r} wanted with size, sha256")
+
+
+def _check_tensors(tensors: dict[str, Any]) -> None:
+    for file, names in tensors.items():
+        if not isinstance(names, list) or any(type(name) is not str for name in names):
+            raise KexpError("E_META", f"metadata: tensors of {file!r} wanted as a list of names")
 
 
 def check_dense_header(document: Mapping[str, Any], header: bytes, *, file: PurePath) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from formats.constants import (
     DEFAULT_SHARD_BYTES,
     MAX_EXPERTS_PER_LAYER,
+    MAX_EXPERTS_PER_SHARD,
     MAX_LAYERS,
     MAX_LAYOUTS,
     MAX_SHARD_BYTES,
@@ -59,9 +60,9 @@ def plan_shards(
 ) -> SetPlan:
     """Return how a model is divided into files.
 
-    One file when everything fits `shard_bytes`. Otherwise the first file is for metadata and dense
-    weights, and the others take whole layers, as many as fit; a layer larger than `shard_bytes`
-    has a file to itself.
+    One file when everything fits `shard_bytes` and one index. Otherwise the first file is for
+    metadata and dense weights, and the others take whole layers, as many as fit; a layer larger
+    than `shard_bytes` has a file to itself.
 
     Args:
         dense_bytes: of the dense weights together.
@@ -73,16 +74,19 @@ def plan_shards(
     layouts, planned = _number_layouts(layers)
     sizes = [layer.num_experts * layouts[layer.layout].block_bytes for layer in planned]
     total = dense_bytes + sum(sizes)
-    if total <= shard_bytes:
+    num_experts = sum(layer.num_experts for layer in planned)
+    if total <= shard_bytes and num_experts <= MAX_EXPERTS_PER_SHARD:
         return SetPlan(layouts, (ShardPlan("model.kexp", planned, sum(sizes)),), total)
     groups: list[list[int]] = []
-    room = 0
+    room = rows = 0
     for index, size in enumerate(sizes):
-        if not groups or size > room:
+        num_experts = planned[index].num_experts
+        if not groups or size > room or num_experts > rows:
             groups.append([])
-            room = shard_bytes
+            room, rows = shard_bytes, MAX_EXPERTS_PER_SHARD
         groups[-1].append(index)
         room -= size
+        rows -= num_experts
     count = len(groups) + 1
     shards = [ShardPlan(shard_file_name(0, count), (), 0)]
     for number, group in enumerate(groups, start=1):

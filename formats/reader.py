@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from formats import digests, dtypes
 from formats.buffers import Buffer, as_bytes
-from formats.constants import EXPERT_ENTRY_BYTES, MAX_JSON_BYTES
+from formats.constants import EXPERT_ENTRY_BYTES, MAX_CONFIG_DEPTH, MAX_JSON_BYTES
 from formats.dense import DenseTensor
 from formats.errors import KexpError, os_errors, short
 from formats.expert_index import ENTRY, Entries, ExpertExtent, LayerRows
@@ -27,7 +27,8 @@ from formats.plan import LayerPlan
 from formats.sections import LAYT
 from formats.shard import Shard
 
-_MAX_CONFIG_BYTES = MAX_JSON_BYTES
+CONFIG_NAME = "config.json"
+MAX_CONFIG_BYTES = MAX_JSON_BYTES
 
 
 def open_set(path: str | Path) -> KexpSet:
@@ -190,8 +191,8 @@ class KexpSet:
         return self._config
 
     def _read_config(self) -> dict[str, Any]:
-        path = self.file("config.json")
-        data = read_small(path, _MAX_CONFIG_BYTES)
+        path = self.file(CONFIG_NAME)
+        data = read_small(path, MAX_CONFIG_BYTES)
         pinned = {record.name: record for record in self.manifest.files}.get(path.name)
         actual = hashlib.sha256(data).hexdigest()
         if pinned is not None and actual != pinned.sha256:
@@ -201,13 +202,7 @@ class KexpSet:
                 "was changed after packing",
                 file=path,
             )
-        try:
-            config = json.loads(data)
-        except (ValueError, RecursionError) as error:
-            raise KexpError("E_CONFIG", f"is not JSON: {error}", file=path) from None
-        if not isinstance(config, dict):
-            raise KexpError("E_CONFIG", "is not a JSON object", file=path)
-        return config
+        return parse_config(data, path)
 
     def file(self, name: str) -> Path:
         """Return the path of a file beside the shards; KexpError E_FILE_MISSING."""
@@ -232,6 +227,29 @@ def read_small(path: Path, limit_bytes: int) -> bytes:
         if size_bytes > limit_bytes:
             raise KexpError("E_LIMIT", f"{size_bytes} bytes, at most {limit_bytes}", file=path)
         return stream.read(size_bytes)  # read(limit_bytes) would allocate that much
+
+
+def parse_config(data: bytes, path: Path) -> dict[str, Any]:
+    """Return a parsed config.json; KexpError E_CONFIG unless it is a JSON object of sane depth.
+
+    Unlike our own JSON it may have fractions, and the Infinity that some models' configs have.
+    """
+    try:
+        config = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise KexpError("E_CONFIG", f"is not JSON: {error}", file=path) from None
+    if not isinstance(config, dict):
+        raise KexpError("E_CONFIG", "is not a JSON object", file=path)
+    stack: list[tuple[Any, int]] = [(config, 1)]
+    while stack:
+        item, depth = stack.pop()
+        if isinstance(item, dict | list):
+            if depth > MAX_CONFIG_DEPTH:
+                message = f"is nested deeper than {MAX_CONFIG_DEPTH}"
+                raise KexpError("E_CONFIG", message, file=path)
+            children = item.values() if isinstance(item, dict) else item
+            stack.extend((child, depth + 1) for child in children)
+    return config
 
 
 def read_manifest(folder: Path) -> Manifest:

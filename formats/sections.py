@@ -14,6 +14,7 @@ import zstandard
 from formats.constants import (
     BLOCK_ALIGN,
     HEADER_BYTES,
+    MAX_JSON_BYTES,
     MAX_ZSTD_WINDOW_BYTES,
     SECTION_ENTRY_BYTES,
     TENSOR_ALIGN,
@@ -31,6 +32,8 @@ _PAGE_ALIGNED = frozenset({DENS, BLKS})
 CODEC_RAW = 0
 CODEC_ZSTD = 1
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+# Decoded into memory at once, so bounded whatever the section is.
+MAX_COMPRESSED_RAW_BYTES = MAX_JSON_BYTES
 
 # tag, codec, offset, stored length, raw length, CRC-32 of the stored bytes, reserved, digest,
 # reserved.
@@ -180,6 +183,13 @@ def _check_extent(
         raise wrong(f"at {offset:#x} with {stored} bytes leaves the file of {file_bytes}")
     if section.codec == CODEC_RAW and stored != raw:
         raise wrong(f"is raw, yet {stored} bytes stored are not {raw} bytes raw")
+    if section.codec == CODEC_ZSTD and raw > MAX_COMPRESSED_RAW_BYTES:
+        raise KexpError(
+            "E_LIMIT",
+            f"compressed section {section.name} of {raw} bytes, at most {MAX_COMPRESSED_RAW_BYTES}",
+            file=file,
+            offset_bytes=entry_offset,
+        )
     if section.codec == CODEC_ZSTD and stored >= raw:
         raise wrong(f"is compressed from {raw} to {stored} bytes; what does not shrink is raw")
 

@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 import numpy as np
 
-from formats.constants import MAX_JSON_BYTES
 from formats.errors import KexpError, os_errors, short
 from formats.layout import Layout
 from formats.sections import BLKS, CODEC_RAW, Section, decode_section, first_section_floor
@@ -108,14 +107,6 @@ class ShardPass:
         )
 
     def _check_compressed(self, section: Section) -> None:
-        if section.raw_bytes > MAX_JSON_BYTES:
-            raise KexpError(
-                "E_LIMIT",
-                f"compressed section {section.name} of {section.raw_bytes} bytes, at most "
-                f"{MAX_JSON_BYTES}",
-                file=self._shard.path,
-                offset_bytes=section.offset_bytes,
-            )
         try:
             decode_section(section, bytes(self._read(section.stored_bytes)), file=self._shard.path)
         except KexpError as error:

@@ -140,7 +140,7 @@ def parse_superblock(data: bytes, *, file: PurePath, actual_bytes: int) -> Super
     if section_offset != HEADER_BYTES:
         raise wrong("E_HEADER", 56, f"section_off {section_offset}, wanted {HEADER_BYTES}")
     if not 1 <= section_count <= MAX_SECTIONS:
-        raise wrong("E_LIMIT", 64, f"{section_count} sections, wanted 1..{MAX_SECTIONS}")
+        raise wrong("E_HEADER", 64, f"{section_count} sections, wanted 1..{MAX_SECTIONS}")
     if any(data[_FIELDS.size : _CRC_OFFSET]):
         raise wrong("E_PADDING", _FIELDS.size, "bytes after the superblock's fields are not zero")
     return Superblock(

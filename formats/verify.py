@@ -12,7 +12,14 @@ from formats.durable import hash_file
 from formats.errors import KexpError, os_errors, short
 from formats.manifest import MANIFEST_NAME, FileRecord
 from formats.parallel import map_threads
-from formats.reader import KexpSet, open_set
+from formats.reader import (
+    CONFIG_NAME,
+    MAX_CONFIG_BYTES,
+    KexpSet,
+    open_set,
+    parse_config,
+    read_small,
+)
 from formats.sections import BLKS
 from formats.shard import Shard
 from formats.shard_pass import ShardPass
@@ -101,17 +108,23 @@ def _check_file(path: Path, record: FileRecord) -> list[KexpError]:
     if not path.is_file():
         return [KexpError("E_FILE_MISSING", f"{MANIFEST_NAME} lists it", file=path)]
     try:
-        with os_errors(path, "read"):
-            size, actual = path.stat().st_size, hash_file(path)
+        _compare_file(path, record)
     except KexpError as error:
         return [error]
+    return []
+
+
+def _compare_file(path: Path, record: FileRecord) -> None:
+    with os_errors(path, "read"):
+        size, actual = path.stat().st_size, hash_file(path)
     if size != record.size_bytes:
         message = f"{size} bytes, {MANIFEST_NAME} says {record.size_bytes}"
-        return [KexpError("E_FILE_SIZE", message, file=path)]
+        raise KexpError("E_FILE_SIZE", message, file=path)
     if actual != record.sha256:
         message = f"sha256 {short(actual)} != {short(record.sha256)} in {MANIFEST_NAME}"
-        return [KexpError("E_FILE_SHA256", message, file=path)]
-    return []
+        raise KexpError("E_FILE_SHA256", message, file=path)
+    if record.name == CONFIG_NAME:
+        parse_config(read_small(path, MAX_CONFIG_BYTES), path)
 
 
 def _check_block_root(shard: Shard) -> list[KexpError]:

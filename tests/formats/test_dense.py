@@ -134,6 +134,12 @@ def image(text: str, data: bytes = b"") -> tuple[bytes, int]:
         ('{"a":{"dtype":"U8","shape":[2],"data_offsets":[0,3]}}', "E_DENSE"),
         ('{"a":{"dtype":"U8","shape":[2],"data_offsets":[1,3]}}', "E_DENSE"),
         ('{"a":{"dtype":"U8","shape":[9],"data_offsets":[0,9]}}', "E_DENSE"),
+        (
+            '{"a":{"dtype":"U8","shape":[9007199254740991,2,0],"data_offsets":[0,0]}}',
+            "E_DENSE",
+        ),
+        ('{"__metadata__":{"a":1}}', "E_DENSE"),
+        ('{"__metadata__":[]}', "E_DENSE"),
         ('{"a":{"dtype":"u8","shape":[2],"data_offsets":[0,2]}}', "E_DTYPE"),
         ('{"a":{"dtype":"U9","shape":[2],"data_offsets":[0,2]}}', "E_DTYPE"),
         ('{"a":{"dtype":"F4","shape":[3],"data_offsets":[0,2]}}', "E_DTYPE"),

@@ -39,11 +39,13 @@ def test_affine(bits: int, group_size: int, dtype: str) -> None:
 )
 def test_floating_point_modes(mode: str, bits: int, group_size: int) -> None:
     parts = quantized(mode, bits, group_size, "u8")
-    parts.append(Part("up", "global_scale", "f32", (), mode, bits, group_size))
     parts.append(Part("up", "bias", "bf16", (4,)))
+    if mode == "nvfp4":
+        parts.append(Part("up", "global_scale", "f32", (), mode, bits, group_size))
     layout = Layout.build(parts)
     assert parse_layouts(pack_layouts([layout]), file=FILE) == (layout,)
-    assert layout.part("up", "global_scale") == layout.parts[-1]
+    last = "global_scale" if mode == "nvfp4" else "bias"
+    assert layout.part("up", last) == layout.parts[-1]
 
 
 def test_parts_are_placed_in_canonical_order() -> None:
@@ -90,7 +92,14 @@ GOOD = quantized("affine", 4, 32, "f16")
         ([GOOD[0], replace(GOOD[1], dtype="u8"), GOOD[2]], "f16 or bf16 or f32"),
         ([GOOD[0], replace(GOOD[1], bits=8), GOOD[2]], "not quantized as its weight"),
         ([*GOOD, Part("up", "bias", "f32", (5,))], "one for each of 4 rows"),
-        ([*GOOD, Part("up", "global_scale", "f32", (2,), "affine", 4, 32)], "one f32"),
+        ([*GOOD, Part("up", "global_scale", "f32", (), "affine", 4, 32)], "no global_scale"),
+        (
+            [
+                *quantized("nvfp4", 4, 16, "u8"),
+                Part("up", "global_scale", "f32", (2,), "nvfp4", 4, 16),
+            ],
+            "one f32",
+        ),
         ([Part("up", "weight", "f16", (4, 4), "none", 4, 0)], "wanted 0, 0"),
         (
             [Part("up", "weight", "f16", (4, 4)), Part("up", "scales", "f16", (4, 1))],

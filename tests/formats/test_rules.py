@@ -87,8 +87,8 @@ SUPERBLOCK = [
     ("too many shards", poke(52, "<I", 4097), "E_HEADER"),
     ("two shards", poke(52, "<I", 2), "E_SHARD_NAME"),
     ("section offset", poke(56, "<Q", 8192), "E_HEADER"),
-    ("no sections", poke(64, "<I", 0), "E_LIMIT"),
-    ("too many sections", poke(64, "<I", 65), "E_LIMIT"),
+    ("no sections", poke(64, "<I", 0), "E_HEADER"),
+    ("too many sections", poke(64, "<I", 65), "E_HEADER"),
     ("table crc", poke(68, "<I", 0), "E_TABLE_CRC"),
     ("set root", poke(72, "<Q", 0), "E_SET_ROOT"),
     ("shard root", poke(104, "<Q", 0), "E_SHARD_ROOT"),
@@ -238,6 +238,7 @@ def backwards(meta: dict[str, Any]) -> bytes:
     return spell(dict(reversed(sorted(meta.items()))), sort_keys=False)
 
 
+BAD_DIGEST = {"model.safetensors": {"sha256": "", "size": 1}}
 META: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
     ("not an object", lambda meta: b"[]", "E_META"),
     ("not JSON", lambda meta: b"{", "E_JSON"),
@@ -250,7 +251,7 @@ META: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
     ("duplicate key", lambda meta: b'{"a":1,"a":1}', "E_JSON_DUPLICATE_KEY"),
     ("fraction", lambda meta: meta.update(alpha=1.5), "E_JSON_VALUE"),
     ("exponent", lambda meta: b'{"a":1e3}', "E_JSON_VALUE"),
-    ("NaN", lambda meta: b'{"a":NaN}', "E_JSON_VALUE"),
+    ("NaN", lambda meta: b'{"a":NaN}', "E_JSON"),
     ("large integer", lambda meta: meta.update(alpha=2**53), "E_JSON_VALUE"),
     ("huge integer", lambda meta: b'{"a":' + b"9" * 4000 + b"}", "E_JSON_VALUE"),
     ("long string", lambda meta: meta.update(alpha="x" * 4097), "E_JSON_VALUE"),
@@ -276,6 +277,13 @@ META: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
     ("layout beyond", lambda meta: meta["layers"][0].update(layout=9), "E_META"),
     ("pin of another header", lambda meta: meta["dense_header"].update(size=8), "E_DENSE_SHA256"),
     ("pin lacks size", lambda meta: meta["dense_header"].pop("size"), "E_META"),
+    ("pin that is no digest", lambda meta: meta["dense_header"].update(sha256="0"), "E_META"),
+    ("hidden_size zero", lambda meta: meta.update(hidden_size=0), "E_META"),
+    ("revision", lambda meta: meta["source"].update(revision=1), "E_META"),
+    ("source files", lambda meta: meta["source"].update(files=[]), "E_META"),
+    ("source size", lambda meta: meta["source"]["files"].update(a={"size": -1}), "E_META"),
+    ("source digest", lambda meta: meta["source"].update(files=BAD_DIGEST), "E_META"),
+    ("tensor names", lambda meta: meta.update(tensors={"a": ["b", 1]}), "E_META"),
     ("pin of wrong type", lambda meta: meta["dense_header"].update(sha256=1), "E_META"),
 ]  # fmt: skip
 

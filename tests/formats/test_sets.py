@@ -102,7 +102,10 @@ def test_config_must_be_the_one_packed(folder: Path) -> None:
     assert [finding.code for finding in verify_index(folder).findings] == ["E_FILE_MISSING"]
 
 
-@pytest.mark.parametrize("text", ["[]", "{", "\xff", "[" * 100_000])
+@pytest.mark.parametrize(
+    "text",
+    ["[]", "{", "\xff", "\xef\xbb\xbf{}", "[" * 100_000, '{"a":' + "[" * 64 + "]" * 64 + "}"],
+)
 def test_config_that_is_not_an_object(folder: Path, text: str) -> None:
     (folder / "config.json").write_text(text, encoding="latin-1")
     change_manifest(folder, lambda manifest: manifest.update(files=[]))
@@ -121,7 +124,6 @@ def change_manifest(folder: Path, change: object) -> None:
     "change",
     [
         lambda manifest: manifest.update(format="safetensors"),
-        lambda manifest: manifest.update(version=2),
         lambda manifest: manifest.update(version=True),
         lambda manifest: manifest.update(comment=""),
         lambda manifest: manifest.pop("files"),
@@ -149,6 +151,11 @@ def change_manifest(folder: Path, change: object) -> None:
 def test_bad_manifests(folder: Path, change: object) -> None:
     change_manifest(folder, change)
     assert refused(folder).code == "E_MANIFEST"
+
+
+def test_a_later_version_of_the_manifest(folder: Path) -> None:
+    change_manifest(folder, lambda manifest: manifest.update(version=2, later=[]))
+    assert refused(folder).code == "E_VERSION"
 
 
 def test_sizes_in_the_manifest_are_compared(folder: Path) -> None:
