@@ -263,7 +263,7 @@ def round_up(value: int, align: int) -> int:
 def shown(value: object) -> str:
     """Return a value from a file in few, harmless characters."""
     text = ascii(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return text if len(text) <= 72 else text[:69] + "..."
 
 
 # --- Findings ------------------------------------------------------------------------------------
@@ -1097,6 +1097,7 @@ def place_sections(shard: Shard, header: Superblock, file: File) -> None:
         if entry.offset not in starts:
             message = f"section {section.name} begins at {entry.offset:#x}, wanted {starts[0]:#x}"
             log("E_SECTION_EXTENT", message, section.at + 8)
+            section.readable = False
         elif leaves:
             message = f"section {section.name} of {entry.stored_len} bytes leaves the file"
             log("E_SECTION_EXTENT", message, section.at + 16)
@@ -1566,13 +1567,13 @@ def read_dense_header(shard: Shard, section: Section, file: File) -> None:
 def check_dense_pin(shard: Shard, data: bytes, offset: int) -> bool:
     """Return whether the header is the one META pins; True when META does not say."""
     pin = shard.meta.get("dense_header") if shard.meta else None
-    if not isinstance(pin, dict) or not is_digest(pin.get("sha256")) or not is_int(pin.get("size")):
+    if not isinstance(pin, dict) or not {"size", "sha256"} <= pin.keys():
         return True
     seen = hashlib.sha256(data).hexdigest()
     if pin["size"] == len(data) and pin["sha256"] == seen:
         return True
     message = f"header of {len(data)} bytes with sha256 {seen}"
-    message += f", META pins {pin['size']} bytes with {pin['sha256']}"
+    message += f", META pins {shown(pin['size'])} bytes with {shown(pin['sha256'])}"
     shard.log("E_DENSE_SHA256", message, offset)
     return False
 
@@ -2227,16 +2228,19 @@ def block_segments(shard: Shard, blocks: Section, index_file: File) -> Iterator[
         shard.log.unchecked("blocks: there is no index or no layout to check them by")
         return
     position, lost = blocks.entry.offset, 0
+    layer, layer_layout = -1, 0
     for _, entry in index_entries(index, index_file):
-        if entry.layout >= len(layouts):
-            continue
+        if entry.layer != layer:
+            layer, layer_layout = entry.layer, entry.layout
+        if entry.layout >= len(layouts) or entry.layout != layer_layout:
+            continue  # reported with the index
         layout = layouts[entry.layout]
         inside = (
             position <= entry.offset <= blocks.end and entry.length <= blocks.end - entry.offset
         )
         shaped = layout.payload_len <= layout.block_len == entry.length > 0
         if not inside or not shaped:
-            continue  # reported with the index
+            continue  # likewise
         if entry.length > shard.size - entry.offset:
             lost += 1
             continue
@@ -2329,27 +2333,42 @@ class Sweep:
             lanes.close()
 
     def read(self, stream: Stream, lanes: Lanes) -> None:
-        free = list(self.buffers)
-        busy: deque[tuple[memoryview, list[Future[None]]]] = deque()
-        position = 0
+        busy: deque[Chunk] = deque()
         try:
             with UncachedFile(stream.path) as file, File(stream.path) as index_file:
                 cursor = SegmentCursor(stream.segments(index_file), lanes.count)
-                while position < file.size:
-                    buffer = free.pop() if free else finished(busy.popleft())
-                    count = file.read_into(buffer)
-                    data = buffer[:count]
-                    busy.append((buffer, lanes.submit(cursor.jobs(data, position))))
-                    position += count
-                    self.report.add_bytes(count)
-                    self.progress.add(count)
+                self.pump(stream, file, cursor, lanes, busy)
         except OSError as error:
-            stream.log.io_error(error, position)
+            stream.log.io_error(error)
         while busy:
             finished(busy.popleft())
 
+    def pump(
+        self,
+        stream: Stream,
+        file: UncachedFile,
+        cursor: SegmentCursor,
+        lanes: Lanes,
+        busy: deque[Chunk],
+    ) -> None:
+        if file.size != stream.size:
+            raise OSError(errno.EIO, "its size changes while it is being checked")
+        free = list(self.buffers)
+        position = 0
+        while position < file.size:
+            buffer = free.pop() if free else finished(busy.popleft())
+            count = file.read_into(buffer)
+            data = buffer[:count]
+            busy.append((buffer, lanes.submit(cursor.jobs(data, position))))
+            position += count
+            self.report.add_bytes(count)
+            self.progress.add(count)
 
-def finished(chunk: tuple[memoryview, list[Future[None]]]) -> memoryview:
+
+Chunk = tuple[memoryview, list[Future[None]]]
+
+
+def finished(chunk: Chunk) -> memoryview:
     """Wait for what is done with a buffer, and return it."""
     buffer, futures = chunk
     for future in futures:
