@@ -1,95 +1,141 @@
-"""One shard read from its first byte to its last."""
+"""One shard read from its first byte to its last, in stretches that threads take one by one."""
 
 from __future__ import annotations
 
 import hashlib
-import os
+import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
-from formats.errors import KexpError, os_errors, short
+from formats.constants import round_up
+from formats.direct import DIRECT_ALIGN, DirectFile, aligned_buffer
+from formats.errors import KexpError, short
 from formats.layout import Layout
 from formats.sections import BLKS, CODEC_RAW, Section, decode_section, first_section_floor
 from formats.shard import Shard
 
-_CHUNK_BYTES = 4 << 20
+_READ_BYTES = 2 << 20
+# Blocks that one thread takes at a time: enough to keep reads in file order, and few enough that
+# the last thread to finish keeps nobody waiting for long.
+_STRETCH_BYTES = 32 << 20
 # A file that is damaged throughout need not be listed block by block.
-_MAX_FINDINGS = 100
+MAX_FINDINGS = 100
+
+_thread = threading.local()
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A part of the pass: a section, or the blocks of index rows [first_row, end_row) of BLKS.
+
+    begin_bytes, end_bytes: what it stands for in the file, with the padding before a section.
+    section: None for superblock and table.
+    """
+
+    section: Section | None
+    begin_bytes: int
+    end_bytes: int
+    first_row: int = 0
+    end_row: int = 0
 
 
 class ShardPass:
-    """One shard read from its first byte to its last, each byte once."""
+    """Checks all of an open shard that was not checked when it was opened.
 
-    def __init__(
-        self,
-        shard: Shard,
-        step: Callable[[int], None],
-        checkpoint: Callable[[], None],
-    ) -> None:
+    Files are read past the page cache where the system lets us: what is compared is what the disk
+    holds, and a set larger than the memory pushes nothing out of it.
+    """
+
+    def __init__(self, shard: Shard) -> None:
         self._shard = shard
-        self._step = step
-        self._checkpoint = checkpoint
-        self._findings: list[KexpError] = []
-        self._buffer = bytearray(_CHUNK_BYTES)
-        self._at = 0
+        self._file = DirectFile(shard.path, shard.fd)
+        self._gaps = [_gaps(layout) for layout in shard.layouts]
+        self._ended = False
+        self._lock = threading.Lock()
 
-    def run(self) -> list[KexpError]:
-        """Return the faults of the shard, at most _MAX_FINDINGS and one that ended the pass."""
+    def stretches(self) -> Iterator[Stretch]:
+        """Yield stretches that cover the file without a gap, in file order."""
+        end = first_section_floor(len(self._shard.sections))
+        yield Stretch(None, 0, end)
+        for section in self._shard.sections:
+            if section.tag == BLKS:
+                yield from self._block_stretches(section, end)
+            else:
+                yield Stretch(section, end, section.end_bytes)
+            end = section.end_bytes
+
+    def _block_stretches(self, section: Section, begin_bytes: int) -> Iterator[Stretch]:
+        entries = self._shard.entries
+        ends = entries["offset_bytes"] + entries["block_bytes"]
+        first = 0
+        while first < len(entries):
+            limit = int(entries["offset_bytes"][first]) + _STRETCH_BYTES
+            end = max(first + 1, int(np.searchsorted(ends, limit, side="right")))
+            end_bytes = int(ends[end - 1])
+            yield Stretch(section, begin_bytes, end_bytes, first, end)
+            first, begin_bytes = end, end_bytes
+
+    def check(self, stretch: Stretch, step: Callable[[int], None]) -> list[KexpError]:
+        """Return the faults of a stretch. Threads may check several at once.
+
+        step: called with the number of bytes of each read; what it raises ends the check.
+        """
+        section = stretch.section
+        findings: list[KexpError] = []
+        if self._ended:
+            return findings
         try:
-            self._read_to(first_section_floor(self._shard.superblock.section_count))
-            for section in self._shard.sections:
-                self._read_to(section.offset_bytes)  # zeros, as was seen at open
-                self._check_section(section)
+            if section is None:
+                step(stretch.end_bytes)
+            elif section.tag == BLKS:
+                findings += self._check_blocks(stretch, step)
+            else:
+                step(section.offset_bytes - stretch.begin_bytes)
+                self._check_section(section, step)
         except KexpError as error:
-            return [*self._findings, error]
-        return self._findings
+            if error.code != "E_FILE_SIZE" or self._is_first_end():
+                findings.append(error)
+        return findings
 
-    def _read(self, length: int) -> memoryview:
-        """Return the next `length` bytes, valid until the next call."""
-        self._checkpoint()
-        if length > len(self._buffer):
-            self._buffer = bytearray(length)
-        view = memoryview(self._buffer)[:length]
-        done = 0
-        while done < length:
-            with os_errors(self._shard.path, "read"):
-                count = os.preadv(self._shard.fd, [view[done:]], self._at + done)
-            if count == 0:
-                raise KexpError(
-                    "E_FILE_SIZE",
-                    f"ends early, {self._shard.size_bytes} bytes when it was opened",
-                    file=self._shard.path,
-                    offset_bytes=self._at + done,
-                )
-            done += count
-        self._at += length
-        self._step(length)
-        return view
+    def close(self) -> None:
+        """Close what was opened for reading; the shard stays open."""
+        self._file.close()
 
-    def _read_to(self, end: int) -> None:
-        while self._at < end:
-            self._read(min(_CHUNK_BYTES, end - self._at))
+    def _is_first_end(self) -> bool:
+        """Whether nobody has come upon the early end of the file yet: it is one fault, not many."""
+        with self._lock:
+            is_first, self._ended = not self._ended, True
+        return is_first
 
-    def _found(self, error: KexpError) -> None:
-        if len(self._findings) < _MAX_FINDINGS:
-            self._findings.append(error)
+    def _pieces(self, offset_bytes: int, length: int) -> Iterator[memoryview]:
+        """Yield a part of the file in pieces, each valid until the next; KexpError."""
+        buffer = _thread_buffer()
+        end_bytes = offset_bytes + length
+        # From the alignment before, so that sections that O_DIRECT cannot start at are no matter.
+        at = offset_bytes - offset_bytes % DIRECT_ALIGN
+        while at < end_bytes:
+            wanted = min(end_bytes - at, len(buffer))
+            try:
+                count = self._file.read_into(buffer[: round_up(wanted, DIRECT_ALIGN)], at)
+            except OSError as error:
+                raise self._shard.unreadable(error, at) from error
+            if count < wanted:
+                raise self._shard.ended(at + count)
+            yield buffer[max(0, offset_bytes - at) : wanted]
+            at += wanted
 
-    def _check_section(self, section: Section) -> None:
-        if section.tag == BLKS:
-            self._check_blocks()
-        elif section.codec == CODEC_RAW:
-            self._check_raw(section)
-        else:
-            self._check_compressed(section)
-
-    def _check_raw(self, section: Section) -> None:
+    def _check_section(self, section: Section, step: Callable[[int], None]) -> None:
+        if section.codec != CODEC_RAW:
+            self._check_compressed(section, step)
+            return
         crc, sha = 0, hashlib.sha256()
-        while self._at < section.end_bytes:
-            data = self._read(min(_CHUNK_BYTES, section.end_bytes - self._at))
+        for data in self._pieces(section.offset_bytes, section.stored_bytes):
             crc = zlib.crc32(data, crc)
             sha.update(data)
+            step(len(data))
         if crc != section.crc32:
             code, message = "E_SECTION_CRC", f"crc32 {crc:08x} != {section.crc32:08x}"
         elif sha.digest() != section.sha256:
@@ -97,55 +143,70 @@ class ShardPass:
             message = f"sha256 {short(sha.digest())} != {short(section.sha256)}"
         else:
             return
-        self._found(
-            KexpError(
-                code,
-                f"section {section.name}: {message}",
-                file=self._shard.path,
-                offset_bytes=section.offset_bytes,
-            )
+        raise self._in_section(code, section, message)
+
+    def _check_compressed(self, section: Section, step: Callable[[int], None]) -> None:
+        stored = self._shard.read(section.offset_bytes, section.stored_bytes)
+        decode_section(section, stored, file=self._shard.path)
+        step(section.stored_bytes)
+
+    def _in_section(self, code: str, section: Section, message: str) -> KexpError:
+        return KexpError(
+            code,
+            f"section {section.name}: {message}",
+            file=self._shard.path,
+            offset_bytes=section.offset_bytes,
         )
 
-    def _check_compressed(self, section: Section) -> None:
-        try:
-            decode_section(section, bytes(self._read(section.stored_bytes)), file=self._shard.path)
-        except KexpError as error:
-            self._found(error)
-
-    def _check_blocks(self) -> None:
-        gaps = [_gaps(layout) for layout in self._shard.layouts]
-        payloads = [layout.payload_bytes for layout in self._shard.layouts]
-        for row in range(len(self._shard.entries)):
-            entry = self._shard.entries[row]
-            layout = int(entry["layout"])
-            data = self._read(int(entry["block_bytes"]))
-            fault = _block_fault(data, payloads[layout], gaps[layout], entry)
+    def _check_blocks(self, stretch: Stretch, step: Callable[[int], None]) -> Iterator[KexpError]:
+        """Yield the fault of each damaged block; one that cannot be read does not end the rest."""
+        entries = self._shard.entries
+        step(int(entries["offset_bytes"][stretch.first_row]) - stretch.begin_bytes)
+        for row in range(stretch.first_row, stretch.end_row):
+            entry = entries[row]
+            offset_bytes = int(entry["offset_bytes"])
+            try:
+                fault = self._block_fault(entry, step)
+            except KexpError as error:
+                if error.code == "E_FILE_SIZE":
+                    raise
+                fault, offset_bytes = (error.code, error.message), error.offset_bytes or 0
             if fault is not None:
-                self._found(
-                    KexpError(
-                        *fault,
-                        file=self._shard.path,
-                        offset_bytes=int(entry["offset_bytes"]),
-                        layer=int(entry["layer"]),
-                        expert=int(entry["expert"]),
-                    )
+                yield KexpError(
+                    *fault,
+                    file=self._shard.path,
+                    offset_bytes=offset_bytes,
+                    layer=int(entry["layer"]),
+                    expert=int(entry["expert"]),
                 )
 
+    def _block_fault(self, entry: np.void, step: Callable[[int], None]) -> tuple[str, str] | None:
+        """Return (code, message) of what is wrong with a block, or None."""
+        layout = int(entry["layout"])
+        payload_bytes = self._shard.layouts[layout].payload_bytes
+        crc, sha, at, is_padded = 0, hashlib.sha256(), 0, True
+        for data in self._pieces(int(entry["offset_bytes"]), int(entry["block_bytes"])):
+            payload = data[: max(0, payload_bytes - at)]
+            crc = zlib.crc32(payload, crc)
+            sha.update(payload)
+            is_padded = is_padded and _is_zero_in(data, at, self._gaps[layout])
+            at += len(data)
+            step(len(data))
+        stored_crc, stored_sha = int(entry["crc32"]), bytes(entry["sha256"])
+        if crc != stored_crc:
+            return "E_BLOCK_CRC", f"crc32 {crc:08x} != {stored_crc:08x}"
+        if sha.digest() != stored_sha:
+            return "E_BLOCK_SHA256", f"sha256 {short(sha.digest())} != {short(stored_sha)}"
+        if not is_padded:
+            return "E_PADDING", "padding in the block is not zero"
+        return None
 
-def _block_fault(
-    data: memoryview, payload_bytes: int, gaps: list[tuple[int, int]], entry: np.void
-) -> tuple[str, str] | None:
-    """Return (code, message) of what is wrong with a block, or None."""
-    payload = data[:payload_bytes]
-    crc, stored_crc = zlib.crc32(payload), int(entry["crc32"])
-    if crc != stored_crc:
-        return "E_BLOCK_CRC", f"crc32 {crc:08x} != {stored_crc:08x}"
-    digest, stored = hashlib.sha256(payload).digest(), bytes(entry["sha256"])
-    if digest != stored:
-        return "E_BLOCK_SHA256", f"sha256 {short(digest)} != {short(stored)}"
-    if not all(_is_zero(data[begin:end]) for begin, end in gaps):
-        return "E_PADDING", "padding in the block is not zero"
-    return None
+
+def _thread_buffer() -> memoryview:
+    if not hasattr(_thread, "buffer"):
+        _thread.buffer = aligned_buffer(_READ_BYTES)
+    buffer: memoryview = _thread.buffer
+    return buffer
 
 
 def _gaps(layout: Layout) -> list[tuple[int, int]]:
@@ -161,5 +222,11 @@ def _gaps(layout: Layout) -> list[tuple[int, int]]:
     return gaps
 
 
-def _is_zero(data: memoryview) -> bool:
-    return not np.frombuffer(data, dtype=np.uint8).any()
+def _is_zero_in(data: memoryview, at: int, gaps: list[tuple[int, int]]) -> bool:
+    """Whether the gaps of a block are zero, as far as `data` goes, which begins at `at` in it."""
+    end = at + len(data)
+    return not any(
+        np.frombuffer(data[max(0, begin - at) : stop - at], dtype=np.uint8).any()
+        for begin, stop in gaps
+        if begin < end and stop > at
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from formats.reader import (
 )
 from formats.sections import BLKS
 from formats.shard import Shard
-from formats.shard_pass import ShardPass
+from formats.shard_pass import MAX_FINDINGS, ShardPass, Stretch
 
 Progress = Callable[[int], None]
 
@@ -56,33 +57,55 @@ def verify_index(path: str | Path) -> Report:
 def verify_full(
     path: str | Path, progress: Progress | None = None, *, num_threads: int | None = None
 ) -> Report:
-    """Check every byte of the set: `verify_index`, then each shard read once from end to end.
+    """Check every byte of the set: `verify_index`, then each shard from end to end.
 
     A flipped bit anywhere is found: in a header, an index, a block, dense weights, padding, or the
-    files that kexp.json pins. Faults are returned, not raised.
+    files that kexp.json pins. Faults are returned, not raised, at most 100 of each shard.
 
     Args:
         progress: called with the number of bytes of each step, from one thread at a time.
-        num_threads: shards checked at once; the default is the number of processors. Each holds
-            one block in memory.
+        num_threads: threads that read and hash; the default keeps every processor hashing while
+            the disk reads. Each has a buffer of 2 MiB, whatever the size of the blocks.
     """
 
     def read_shards(opened: KexpSet, report: Report) -> None:
         lock = Lock()
 
-        def step(count: int) -> None:
+        def count(num_bytes: int) -> None:
             with lock:
-                report.num_bytes += count
+                report.num_bytes += num_bytes
                 if progress is not None:
-                    progress(count)
+                    progress(num_bytes)
 
-        def read(number: int, checkpoint: Callable[[], None]) -> list[KexpError]:
-            return ShardPass(opened.shards[number], step, checkpoint).run()
+        def check(
+            work: tuple[ShardPass, Stretch], checkpoint: Callable[[], None]
+        ) -> list[KexpError]:
+            def step(num_bytes: int) -> None:
+                checkpoint()
+                count(num_bytes)
 
-        for findings in map_threads(read, range(len(opened.shards)), num_threads=num_threads):
-            report.findings.extend(findings)
+            shard_pass, stretch = work
+            return shard_pass.check(stretch, step)
+
+        passes = [ShardPass(shard) for shard in opened.shards]
+        work = [(each, stretch) for each in passes for stretch in each.stretches()]
+        try:
+            results = map_threads(check, work, num_threads=num_threads or _default_threads())
+        finally:
+            for each in passes:
+                each.close()
+        found: dict[ShardPass, list[KexpError]] = {each: [] for each in passes}
+        for (shard_pass, _), findings in zip(work, results, strict=True):
+            found[shard_pass].extend(findings)
+        for findings in found.values():
+            report.findings.extend(findings[:MAX_FINDINGS])
 
     return _verify(path, read_shards)
+
+
+def _default_threads() -> int:
+    # Two more than there are processors: somebody always waits for the disk.
+    return (os.cpu_count() or 1) + 2
 
 
 def _verify(path: str | Path, read_shards: Callable[[KexpSet, Report], None] | None) -> Report:

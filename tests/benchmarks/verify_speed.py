@@ -1,0 +1,97 @@
+"""Speed of a full verification next to what the disk reads. A program, not a test.
+
+    PYTHONPATH=tests python tests/benchmarks/verify_speed.py [--gigabytes 3] [--rounds 3]
+
+Every figure is cold: the pages of the set are dropped first. The three ways take turns, so that
+what else the machine does falls on all of them; the median counts.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from benchmarks.random_set import write_random_set
+from formats import verify_full
+from formats.direct import DirectFile, aligned_buffer
+
+_READ_BYTES = 4 << 20
+
+
+def drop_pages(files: list[Path]) -> None:
+    """Take the files out of the page cache."""
+    for file in files:
+        fd = os.open(file, os.O_RDONLY)
+        os.fsync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(fd)
+
+
+def read_direct(files: list[Path]) -> None:
+    """Read the files from end to end past the page cache."""
+    buffer = aligned_buffer(_READ_BYTES)
+    for path in files:
+        fd = os.open(path, os.O_RDONLY)
+        file, at = DirectFile(path, fd), 0
+        while count := file.read_into(buffer, at):
+            at += count
+        file.close()
+        os.close(fd)
+
+
+def cat(files: list[Path]) -> None:
+    """Read the files as `cat` does."""
+    with Path(os.devnull).open("wb") as nowhere:
+        subprocess.run(["cat", *files], stdout=nowhere, check=True)
+
+
+def verify(files: list[Path]) -> None:
+    """Verify the set."""
+    report = verify_full(files[0].parent)
+    if not report.ok:
+        raise click.ClickException(str(report.findings[0]))
+
+
+def seconds_of(work: Callable[[list[Path]], None], files: list[Path]) -> tuple[float, float]:
+    """Return (wall, processor) seconds of one cold run."""
+    drop_pages(files)
+    wall, cpu = time.perf_counter(), time.process_time()
+    work(files)
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+@click.command()
+@click.option("--gigabytes", default=3.0, help="Size of the set, a tenth of it dense weights.")
+@click.option("--rounds", default=3)
+@click.option("--folder", type=click.Path(path_type=Path), help="Where to write it.")
+def main(gigabytes: float, rounds: int, folder: Path | None) -> None:
+    """Print a table."""
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        dest = Path(scratch) / "model"
+        total = int(gigabytes * 1e9)
+        write_random_set(dest, total_bytes=total - total // 10, dense_bytes=total // 10)
+        files = sorted(dest.glob("*.kexp"))
+        size = sum(file.stat().st_size for file in files)
+        times: dict[str, list[tuple[float, float]]] = {}
+        for _ in range(rounds):
+            for work in (read_direct, cat, verify):
+                times.setdefault(work.__name__, []).append(seconds_of(work, files))
+    medians = {name: statistics.median(wall for wall, _ in runs) for name, runs in times.items()}
+    print(f"{size / 1e9:.2f} GB, {os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}")
+    for name, runs in times.items():
+        busy = statistics.median(cpu / wall for wall, cpu in runs)
+        each = " ".join(f"{size / wall / 1e9:.2f}" for wall, _ in runs)
+        print(f"{name:12} {size / medians[name] / 1e9:5.2f} GB/s  ({each})  {busy:.1f} busy")
+    fastest = min(medians["read_direct"], medians["cat"])
+    print(f"verify / fastest read: {fastest / medians['verify']:.2f}")
+
+
+if __name__ == "__main__":
+    main()
