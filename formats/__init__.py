@@ -6,6 +6,7 @@ and `verify_full`.
 
 from formats.constants import BLOCK_ALIGN, DEFAULT_SHARD_BYTES, TENSOR_ALIGN
 from formats.dense import DenseSpec, DenseTensor, plan_image
+from formats.dense_check import DenseCheck
 from formats.errors import UNREADABLE_CODES, KexpError
 from formats.expert_index import ExpertExtent
 from formats.layout import Layout, Part
@@ -23,6 +24,7 @@ __all__ = [
     "MANIFEST_NAME",
     "TENSOR_ALIGN",
     "UNREADABLE_CODES",
+    "DenseCheck",
     "DenseSpec",
     "DenseTensor",
     "ExpertExtent",

@@ -10,21 +10,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from formats.constants import round_up
-from formats.direct import DIRECT_ALIGN, DirectFile, aligned_buffer
+from formats.direct import DirectFile
 from formats.errors import KexpError, short
 from formats.layout import Layout
+from formats.pieces import iter_pieces
 from formats.sections import BLKS, CODEC_RAW, Section, decode_section, first_section_floor
 from formats.shard import Shard
 
-_READ_BYTES = 2 << 20
 # Blocks that one thread takes at a time: enough to keep reads in file order, and few enough that
 # the last thread to finish keeps nobody waiting for long.
 _STRETCH_BYTES = 32 << 20
 # A file that is damaged throughout need not be listed block by block.
 MAX_FINDINGS = 100
-
-_thread = threading.local()
 
 
 @dataclass(frozen=True)
@@ -110,22 +107,8 @@ class ShardPass:
             is_first, self._ended = not self._ended, True
         return is_first
 
-    def _pieces(self, offset_bytes: int, length: int) -> Iterator[memoryview]:
-        """Yield a part of the file in pieces, each valid until the next; KexpError."""
-        buffer = _thread_buffer()
-        end_bytes = offset_bytes + length
-        # From the alignment before, so that sections that O_DIRECT cannot start at are no matter.
-        at = offset_bytes - offset_bytes % DIRECT_ALIGN
-        while at < end_bytes:
-            wanted = min(end_bytes - at, len(buffer))
-            try:
-                count = self._file.read_into(buffer[: round_up(wanted, DIRECT_ALIGN)], at)
-            except OSError as error:
-                raise self._shard.unreadable(error, at) from error
-            if count < wanted:
-                raise self._shard.ended(at + count)
-            yield buffer[max(0, offset_bytes - at) : wanted]
-            at += wanted
+    def _pieces(self, offset_bytes: int, length_bytes: int) -> Iterator[memoryview]:
+        return iter_pieces(self._shard, self._file, offset_bytes, length_bytes)
 
     def _check_section(self, section: Section, step: Callable[[int], None]) -> None:
         if section.codec != CODEC_RAW:
@@ -200,13 +183,6 @@ class ShardPass:
         if not is_padded:
             return "E_PADDING", "padding in the block is not zero"
         return None
-
-
-def _thread_buffer() -> memoryview:
-    if not hasattr(_thread, "buffer"):
-        _thread.buffer = aligned_buffer(_READ_BYTES)
-    buffer: memoryview = _thread.buffer
-    return buffer
 
 
 def _gaps(layout: Layout) -> list[tuple[int, int]]:

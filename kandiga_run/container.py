@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from cython_kernels import ExpertLayout
 from formats import DenseTensor, KexpSet, Layout, open_set
 from kandiga_run.config import Config
+from kandiga_run.dense_watch import DenseWatch
+from kandiga_run.engine import Check
 from kandiga_run.errors import RunError
 from kandiga_run.file_guard import FileGuard
 
@@ -22,7 +24,7 @@ _KERNEL_MODES = ("affine", "none")
 class Model:
     """A container opened for running. Everything large is a view of its mapped shards."""
 
-    def __init__(self, container: KexpSet) -> None:
+    def __init__(self, container: KexpSet, check: Check = "first-touch") -> None:
         self.container = container
         #: config.json as it stands
         self.config: dict[str, Any] = container.config
@@ -31,16 +33,19 @@ class Model:
         self.top_k = int(container.meta["top_k"])
         self._expert_layouts: dict[Layout, ExpertLayout] = {}
         self.files = FileGuard(container)
+        self.dense_watch = DenseWatch(container, check)
 
     @classmethod
-    def open(cls, path: str | Path) -> Model:
+    def open(cls, path: str | Path, check: Check = "first-touch") -> Model:
         """Open a container folder, or the folder of one of its .kexp files.
+
+        check: of the dense weights; that of experts is their store's.
 
         Raises `formats.KexpError` when it is damaged, OSError when it is missing.
         """
         container = open_set(Path(path))
         try:
-            return cls(container)
+            return cls(container, check)
         except BaseException:
             container.close()
             raise
@@ -93,6 +98,7 @@ class Model:
     def close(self) -> None:
         """Unmap the container. Views handed out before must not be used any more."""
         self._expert_layouts.clear()
+        self.dense_watch.close()
         self.files.close()
         self.container.close()
 

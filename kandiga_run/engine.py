@@ -138,7 +138,7 @@ def load_engine(
         num_readers,
         kv_dtype,
     )
-    model = Model.open(path)
+    model = Model.open(path, check)
     try:
         if engine == "auto":
             native = model.architecture in NATIVE_ARCHITECTURES and not _has_apple_gpu()

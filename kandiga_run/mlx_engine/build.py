@@ -23,7 +23,7 @@ def build_model(model: Model, experts: StandIns, top_k: int | None) -> Any:
     number of experts a token uses, None as published. RunError with mlx-lm's reason when it
     cannot.
     """
-    dense = DenseWeights(model.container)
+    dense = DenseWeights(model.container, model.dense_watch)
 
     def classes(config: dict[str, Any]) -> tuple[type, type]:
         model_class, args_class = _get_classes(config)

@@ -8,6 +8,7 @@ import mlx.core as mx
 import numpy as np
 
 from formats import KexpSet
+from kandiga_run.dense_watch import DenseWatch
 from kandiga_run.mlx_engine.weights import mlx_dtype, numpy_dtype, to_mlx
 
 
@@ -17,8 +18,10 @@ class DenseWeights:
     stand_ins: name -> array of the right shape and dtype that nothing has been read for.
     """
 
-    def __init__(self, container: KexpSet) -> None:
+    def __init__(self, container: KexpSet, watch: DenseWatch) -> None:
+        """watch: is shown everything that is read."""
         self._container = container
+        self._watch = watch
         self.stand_ins: dict[str, Any] = {
             name: mx.zeros(tensor.shape, mlx_dtype(tensor.dtype))
             for name, tensor in container.dense.items()
@@ -36,6 +39,7 @@ class DenseWeights:
         data = np.empty(tensor.shape, numpy_dtype(tensor.dtype))
         shard = self._container.shards[tensor.shard]
         shard.read_into(data.reshape(-1).view(np.uint8).data, tensor.offset_bytes)
+        self._watch.saw(tensor.offset_bytes, data)
         return to_mlx(data, tensor.dtype)
 
     def read_all(self) -> dict[str, Any]:

@@ -73,6 +73,7 @@ class MlxEngine:
                 float32=float32,
                 wave_bytes=wave_bytes,
             )
+            model.dense_watch.start_rest()
             self._network.read_from(self._store)
             self.experts_on = self._network.experts_on
             self._states: weakref.WeakSet[MlxState] = weakref.WeakSet()
@@ -114,6 +115,7 @@ class MlxEngine:
             for chunk in chunks[: -len(wanted)]:
                 self._forward(chunk, state, logits=None)
             rows = [self._forward(chunk, state, logits=logits) for chunk in wanted]
+            self._model.dense_watch.require()
         return np.concatenate([row for row in rows if row is not None])
 
     def close(self) -> None:

@@ -82,6 +82,7 @@ class NativeEngine:
         else:
             bring_in_dense(model, weights.used - weights.by_row)
             expect_single_rows(model, weights.by_row)
+        model.dense_watch.start_rest()
 
     def new_state(self, max_tokens: int) -> NativeState:
         """Return an empty sequence; RunError when the memory budget has no room for it."""
@@ -120,6 +121,7 @@ class NativeEngine:
                     decoder.forward(tokens[start:end], state, out[start:end])
                 else:
                     decoder.forward(tokens[start:end], state, out if end == num_tokens else None)
+            self._model.dense_watch.require()
         return out
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ from functools import partial
 
 from formats import DenseTensor, Shard
 from kandiga_run.container import Model
+from kandiga_run.dense_watch import DenseWatch
 from kandiga_run.experts.pages import (
     absent_bytes,
     address_of,
@@ -25,7 +26,8 @@ _PIECE_BYTES = 8 << 20
 def bring_in_dense(model: Model, names: Iterable[str]) -> None:
     """Make the pages of these dense tensors resident and mapped, with large parallel reads.
 
-    Left to page faults, the first token would read them at a tenth of the disk's speed.
+    Left to page faults, the first token would read them at a tenth of the disk's speed. Each piece
+    is shown to the model's dense watch.
     """
     by_shard: dict[int, list[DenseTensor]] = {}
     for name in names:
@@ -33,8 +35,7 @@ def bring_in_dense(model: Model, names: Iterable[str]) -> None:
         by_shard.setdefault(tensor.shard, []).append(tensor)
     for number, tensors in by_shard.items():
         shard = model.container.shards[number]
-        base = address_of(memoryview(shard.mmap))
-        _bring_in(shard, base, list(_pieces(tensors)))
+        _bring_in(shard, list(_pieces(tensors)), model.dense_watch)
 
 
 def expect_single_rows(model: Model, names: Iterable[str]) -> None:
@@ -45,25 +46,32 @@ def expect_single_rows(model: Model, names: Iterable[str]) -> None:
         read_without_readahead(base + tensor.offset_bytes, tensor.length_bytes)
 
 
-def _bring_in(shard: Shard, base: int, pieces: list[tuple[int, int]]) -> None:
+def _bring_in(shard: Shard, pieces: list[tuple[int, int]], watch: DenseWatch) -> None:
+    whole = memoryview(shard.mmap)
     fd = open_for_random_reads(shard)
     readers = ReaderPool()
     pending = Pending(readers, RunStats())
     try:
         for offset, length in pieces:
-            pending.start(0, partial(_bring_in_piece, fd, base, offset, length))
+            pending.start(0, partial(_bring_in_piece, fd, whole, offset, length, watch))
         while pending:
             pending.wait()
     finally:
         pending.drain()
         readers.close()
+        whole.release()
         os.close(fd)
 
 
-def _bring_in_piece(fd: int, base: int, offset: int, length: int) -> None:
-    if absent_bytes(base + offset, length):
-        read_into_page_cache(fd, offset, length)
-    map_pages(base + offset, length)
+def _bring_in_piece(
+    fd: int, whole: memoryview, offset: int, length: int, watch: DenseWatch
+) -> None:
+    with whole[offset : offset + length] as piece:
+        address = address_of(piece)
+        if absent_bytes(address, length):
+            read_into_page_cache(fd, offset, length)
+        map_pages(address, length)
+        watch.saw(offset, piece)
 
 
 def _pieces(tensors: Iterable[DenseTensor]) -> Iterator[tuple[int, int]]:

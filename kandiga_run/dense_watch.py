@@ -1,0 +1,69 @@
+"""Dense weights that are not what was written: found before the first answer is given.
+
+The format has one checksum for all dense weights. What an engine brings in is summed on its way;
+what it leaves out (a vision tower, rows of an embedding that no token touched) is read in the
+background, past the page cache, while the first tokens are computed.
+"""
+
+from __future__ import annotations
+
+import threading
+
+from formats import DenseCheck, KexpError, KexpSet
+from formats.buffers import Buffer
+from kandiga_run.engine import Check
+from kandiga_run.file_guard import advised
+
+
+class DenseWatch:
+    """Checks the dense weights of a container once, unless `check` is "off"."""
+
+    def __init__(self, container: KexpSet, check: Check) -> None:
+        self._container = container
+        self._sum = None if check == "off" else DenseCheck(container)
+        self._thread: threading.Thread | None = None
+        self._outcome: BaseException | None = None
+        self._closing = False
+
+    def saw(self, offset_bytes: int, data: Buffer) -> None:
+        """Take in what was read at an offset of the first shard. Threads may call this at once."""
+        if self._sum is not None:
+            self._sum.add(offset_bytes, data)
+
+    def start_rest(self) -> None:
+        """Begin to check what nobody has shown to `saw`."""
+        if self._sum is not None:
+            self._thread = threading.Thread(target=self._finish, name="dense-check", daemon=True)
+            self._thread.start()
+
+    def require(self) -> None:
+        """Wait for the verdict; KexpError E_SECTION_CRC, E_IO or E_FILE_SIZE if it is bad.
+
+        Called before logits are given out; after the first time it costs nothing.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._outcome is not None:
+            raise self._outcome
+
+    def close(self) -> None:
+        """Stop reading, whatever the verdict would have been. Closing twice is harmless."""
+        self._closing = True
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _finish(self) -> None:
+        assert self._sum is not None
+        try:
+            self._sum.finish(self._checkpoint)
+        except KexpError as error:
+            self._outcome = advised(error, self._container.path)
+        except BaseException as error:  # raised where somebody waits
+            self._outcome = error
+        self._sum = None
+
+    def _checkpoint(self) -> None:
+        if self._closing:
+            raise RuntimeError("the model was closed while its dense weights were checked")

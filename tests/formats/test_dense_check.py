@@ -1,0 +1,26 @@
+"""Checksums of joined stretches."""
+
+from __future__ import annotations
+
+import zlib
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from formats.digests import combined_crc32
+
+
+@given(st.lists(st.binary(max_size=200)))
+def test_checksums_of_stretches_give_that_of_the_whole(stretches: list[bytes]) -> None:
+    crc32 = 0
+    for stretch in stretches:
+        crc32 = combined_crc32(crc32, zlib.crc32(stretch), len(stretch))
+    assert crc32 == zlib.crc32(b"".join(stretches))
+
+
+def test_long_stretches() -> None:
+    for length in (1 << 20, (1 << 20) + 1, 3_000_001):
+        data = bytes(length)
+        assert combined_crc32(zlib.crc32(b"kexp"), zlib.crc32(data), length) == zlib.crc32(
+            b"kexp" + data
+        )
