@@ -332,9 +332,13 @@ class Report:
         ]
 
     @property
+    def num_findings(self) -> int:
+        return self.counts.total()
+
+    @property
     def exit_code(self) -> int:
         codes = {code for _, code in self.counts}
-        if codes - {"E_IO"}:
+        if codes - {"E_IO", "E_FILE_CHANGED"}:
             return 1
         if codes:
             return 3
@@ -383,9 +387,12 @@ class Log:
         self.report.add_unchecked(self.file, message)
 
     def io_error(self, error: OSError, offset: int | None = None) -> None:
-        missing = isinstance(error, FileNotFoundError)
-        code = "E_FILE_MISSING" if missing else "E_IO"
-        self(code, "is not there" if missing else str(error.strerror or error), offset)
+        if isinstance(error, FileNotFoundError):
+            self("E_FILE_MISSING", "is not there", offset)
+        elif isinstance(error, FileChanged):
+            self("E_FILE_CHANGED", "is written to while it is being checked", offset)
+        else:
+            self("E_IO", str(error.strerror or error), offset)
 
 
 class RuleLog:
@@ -413,6 +420,10 @@ class RuleLog:
 
 
 # --- Files ---------------------------------------------------------------------------------------
+
+
+class FileChanged(OSError):
+    """A file was cut short or written to while it was being checked."""
 
 
 def open_regular(path: Path, extra_flags: int = 0) -> io.FileIO:
@@ -444,7 +455,7 @@ class File:
         while done < len(view):
             count = self._raw.readinto(view[done:])
             if not count:
-                raise OSError(errno.EIO, f"ends at {offset + done} while it is being read")
+                raise FileChanged
             done += count
 
     def read(self, offset: int, length: int) -> bytes:
@@ -471,7 +482,8 @@ class UncachedFile:
                 raise
             self._raw = open_regular(path)
             self._cached = True
-        self.size = os.fstat(self._raw.fileno()).st_size
+        self._opened = os.fstat(self._raw.fileno())
+        self.size = self._opened.st_size
         self._avoid_cache()
 
     def __enter__(self) -> UncachedFile:
@@ -498,12 +510,18 @@ class UncachedFile:
                 self._read_through_cache(self._position + done)
                 continue
             if not count:
-                raise OSError(errno.EIO, f"ends at {self._position + done} while it is being read")
+                raise FileChanged
             done += count
         if self._cached and hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._raw.fileno(), self._position, done, os.POSIX_FADV_DONTNEED)
         self._position += done
         return done
+
+    def check_unchanged(self) -> None:
+        """Raise FileChanged if the file was written to since it was opened."""
+        after = os.fstat(self._raw.fileno())
+        if (after.st_size, after.st_mtime_ns) != (self.size, self._opened.st_mtime_ns):
+            raise FileChanged
 
     def _read_through_cache(self, position: int) -> None:
         """Go on without O_DIRECT: some filesystems take the flag and refuse the read."""
@@ -827,12 +845,14 @@ class Section:
     """A row of the section table, at `at` in the file.
 
     readable: it lies in the file (BLKS: begins in it) and its codec and size are allowed.
+    placed: it begins and ends where sections may.
     intact: its crc32 or its sha256 agrees; None as long as nobody looked.
     """
 
     entry: SectionEntry
     at: int
     readable: bool = True
+    placed: bool = True
     intact: bool | None = None
 
     @property
@@ -851,12 +871,16 @@ class Section:
 
 @dataclass
 class Layout:
-    """sound: its parts keep all rules, so their places in a block can be relied on."""
+    """sound: its parts keep all rules, so their places in a block can be relied on.
+
+    measured: payload_len and block_len at least are those of the parts.
+    """
 
     payload_len: int
     block_len: int
     parts: tuple[Part, ...]
     sound: bool
+    measured: bool
 
 
 @dataclass
@@ -887,6 +911,7 @@ class Shard:
     size: int = 0
     header: Superblock | None = None
     header_intact: bool = False
+    root_follows: bool = True
     table_intact: bool = False
     sections: list[Section] = field(default_factory=list)
     layouts: list[Layout] | None = None
@@ -1057,8 +1082,9 @@ def check_section_set(shard: Shard, header: Superblock) -> None:
     of_several = SECTIONS_OTHER if header.shard_no else SECTIONS_FIRST
     wanted = SECTIONS_ONLY if header.shard_count == 1 else of_several
     named = [section for section in shard.sections if is_tag(section.entry.tag)]
-    seen = [s.entry.tag for s in named if s.entry.tag in SECTIONS_ONLY]
-    if seen != list(wanted):
+    seen = [section.entry.tag for section in named if section.critical]
+    known = len(named) == len(shard.sections) and set(seen) <= set(SECTIONS_ONLY)
+    if known and seen != list(wanted):
         message = f"critical sections are {_names(seen)}, wanted {_names(wanted)}"
         shard.log("E_SECTION_SET", message, HEADER_SIZE)
     ancillary: set[bytes] = set()
@@ -1097,10 +1123,11 @@ def place_sections(shard: Shard, header: Superblock, file: File) -> None:
         if entry.offset not in starts:
             message = f"section {section.name} begins at {entry.offset:#x}, wanted {starts[0]:#x}"
             log("E_SECTION_EXTENT", message, section.at + 8)
-            section.readable = False
+            section.readable = section.placed = False
         elif leaves:
             message = f"section {section.name} of {entry.stored_len} bytes leaves the file"
             log("E_SECTION_EXTENT", message, section.at + 16)
+            section.placed = False
         elif entry.offset <= file.size:
             end = ends[starts.index(entry.offset)]
             gap = file.read(end, entry.offset - end)
@@ -1109,7 +1136,7 @@ def place_sections(shard: Shard, header: Superblock, file: File) -> None:
         ends = [starts[0] + entry.stored_len]
         if not leaves:
             ends.append(section.end)
-    if not {file.size, header.file_size} & set(ends):
+    if shard.sections[-1].placed and not {file.size, header.file_size} & set(ends):
         message = f"the last section ends at {ends[0]:#x}, the file at {file.size:#x}"
         log("E_SECTION_EXTENT", message)
 
@@ -1133,6 +1160,7 @@ def check_shard_root(shard: Shard, header: Superblock, data: bytes) -> None:
     if root != header.shard_root:
         message = f"shard root {header.shard_root.hex()}, the sections give {root.hex()}"
         shard.log("E_SHARD_ROOT", message, 104)
+        shard.root_follows = False
 
 
 # --- One shard: structure ------------------------------------------------------------------------
@@ -1263,10 +1291,11 @@ class LayoutReader:
         self.position += length
         parts = tuple(Part(*f) for f in PART.iter_unpack(self.data[parts_at : self.position]))
         self.check_parts(index, parts, parts_at)
-        self.check_head(index, head, parts, at)
-        return Layout(head.payload_len, head.block_len, parts, self.sound)
+        measured = self.check_head(index, head, parts, at)
+        return Layout(head.payload_len, head.block_len, parts, self.sound, measured)
 
-    def check_head(self, index: int, head: LayoutHeader, parts: Sequence[Part], at: int) -> None:
+    def check_head(self, index: int, head: LayoutHeader, parts: Sequence[Part], at: int) -> bool:
+        """Return whether the two lengths are right."""
         if head.id != index:
             self.say(f"layout {index} has id {head.id}", at)
         if head.reserved or head.reserved_2:
@@ -1279,6 +1308,7 @@ class LayoutReader:
         if head.block_len != block_len:
             message = f"layout {index}: block_len {head.block_len}, wanted {block_len}"
             self.say(message, at + 16)
+        return (head.payload_len, head.block_len) == (end, block_len)
 
     def check_parts(self, index: int, parts: Sequence[Part], at: int) -> None:
         position, before = 0, (0, 0)
@@ -1437,10 +1467,11 @@ def check_index(shard: Shard, section: Section, file: File) -> None:
     judge_section(shard.log, section, crc32, sha256.digest())
     if not section.intact:
         return
+    walk = IndexWalk(shard)
     if section.entry.stored_len % EXPERT_ENTRY.size:
         message = f"EXPT has {section.entry.stored_len} bytes, wanted a multiple of 64"
         shard.log("E_INDEX", message, section.entry.offset)
-    walk = IndexWalk(shard)
+        walk.whole = False
     for at, entry in index_entries(section, file):
         if not walk.step(at, entry):
             break
@@ -1456,7 +1487,7 @@ class IndexWalk:
         self.runs: list[LayerRun] = []
         self.ordered = True
         self.tiled = True
-        self.complete = True
+        self.whole = True
         self.count = 0
         self.tree = MerkleTree()
         self.blocks = shard.section(b"BLKS")
@@ -1475,8 +1506,10 @@ class IndexWalk:
         self.check_order(at, entry)
         self.check_place(at, entry)
         self.count += 1
-        self.complete = len(self.runs) <= MAX_LAYERS
-        return self.complete
+        if len(self.runs) > MAX_LAYERS:
+            self.shard.log("E_INDEX", f"more than {MAX_LAYERS} layers; not looked at beyond", at)
+            self.whole = False
+        return len(self.runs) <= MAX_LAYERS
 
     def check_order(self, at: int, entry: ExpertEntry) -> None:
         last = self.runs[-1] if self.runs else None
@@ -1503,7 +1536,7 @@ class IndexWalk:
                 message = f"layout {entry.layout} is not in LAYT, which has {len(layouts)}"
                 self.rule("layouts exist", "E_INDEX", message, at, entry)
                 self.tiled = False
-            else:
+            elif layouts[entry.layout].measured:
                 length = layouts[entry.layout].block_len
         if entry.length != length:
             message = f"length {entry.length}, the layout's block_len is {length}"
@@ -1520,13 +1553,11 @@ class IndexWalk:
     def finish(self) -> None:
         shard, blocks = self.shard, self.blocks
         self.rule.close()
-        if not self.complete:
-            shard.log("E_INDEX", f"more than {MAX_LAYERS} layers; not looked at beyond")
-        if self.ordered and self.complete:
+        if self.ordered and self.whole:
             shard.layers = self.runs
-        if blocks is None or not self.complete:
+        if blocks is None or not self.whole:
             return
-        if self.tiled and self.position != blocks.end:
+        if self.tiled and blocks.placed and self.position != blocks.end:
             message = f"the last block ends at {self.position:#x}, BLKS at {blocks.end:#x}"
             shard.log("E_INDEX_EXTENT", message)
         root = self.tree.root()
@@ -1866,6 +1897,7 @@ def check_set_root(kexp: KexpSet) -> None:
     usual = counts.most_common(1)[0][0]
     headers.sort(key=lambda item: item[1].shard_no)
     complete = kexp.complete and 0 < len(headers) == len(kexp.shards)
+    complete &= all(shard.root_follows for shard in kexp.shards)
     complete &= [header.shard_no for _, header in headers] == list(range(len(headers)))
     complete &= all(header.shard_count == len(headers) for _, header in headers)
     if complete:
@@ -2238,8 +2270,7 @@ def block_segments(shard: Shard, blocks: Section, index_file: File) -> Iterator[
         inside = (
             position <= entry.offset <= blocks.end and entry.length <= blocks.end - entry.offset
         )
-        shaped = layout.payload_len <= layout.block_len == entry.length > 0
-        if not inside or not shaped:
+        if not inside or not layout.measured or entry.length != layout.block_len:
             continue  # likewise
         if entry.length > shard.size - entry.offset:
             lost += 1
@@ -2352,7 +2383,7 @@ class Sweep:
         busy: deque[Chunk],
     ) -> None:
         if file.size != stream.size:
-            raise OSError(errno.EIO, "its size changes while it is being checked")
+            raise FileChanged
         free = list(self.buffers)
         position = 0
         while position < file.size:
@@ -2363,6 +2394,7 @@ class Sweep:
             position += count
             self.report.add_bytes(count)
             self.progress.add(count)
+        file.check_unchanged()
 
 
 Chunk = tuple[memoryview, list[Future[None]]]
@@ -2473,8 +2505,11 @@ class SourceLog(Log):
         super().__call__(code, message, offset, layer, expert)
 
 
-def source_tensors(kexp: KexpSet, source: Path) -> dict[str, SourceTensor]:
-    """Read the headers of the source's safetensors files: those that META names, else all."""
+def source_tensors(kexp: KexpSet, source: Path) -> tuple[dict[str, SourceTensor], bool]:
+    """Read the headers of the source's safetensors files: those that META names, else all.
+
+    Also returns whether all of them could be read.
+    """
     meta = kexp.first.meta if kexp.first and kexp.first.meta else {}
     record = meta.get("source")
     files = record.get("files") if isinstance(record, dict) else None
@@ -2483,6 +2518,7 @@ def source_tensors(kexp: KexpSet, source: Path) -> dict[str, SourceTensor]:
     if not names:
         names = sorted(name for name in os.listdir(source) if name.endswith(".safetensors"))
     tensors: dict[str, SourceTensor] = {}
+    before = kexp.report.num_findings
     for name in names:
         log = SourceLog(kexp.report, f"source {shown(name)[1:-1]}")
         try:
@@ -2491,7 +2527,7 @@ def source_tensors(kexp: KexpSet, source: Path) -> dict[str, SourceTensor]:
             log.io_error(error)
     if not names:
         SourceLog(kexp.report, "source")("AGAINST_SOURCE", "has no .safetensors files")
-    return tensors
+    return tensors, kexp.report.num_findings == before
 
 
 def read_source_header(path: Path, log: Log) -> dict[str, SourceTensor]:
@@ -2539,7 +2575,7 @@ class SourceCheck:
         self.kexp = kexp
         self.folder = source
         self.progress_stream = progress_stream
-        self.tensors = source_tensors(kexp, source)
+        self.tensors, self.complete = source_tensors(kexp, source)
         self.seen: set[str] = set()
         self.stop = threading.Event()
 
@@ -2567,7 +2603,9 @@ class SourceCheck:
     ) -> SourceTensor | None:
         self.seen.add(name)
         tensor = self.tensors.get(name)
-        if tensor is None:
+        if tensor is None and not self.complete:
+            log.unchecked(f"tensor {shown(name)} against a source that cannot be read")
+        elif tensor is None:
             log("AGAINST_MISSING", f"tensor {shown(name)} is not in the source", layer=layer)
         elif (tensor.dtype, tensor.shape) != (dtype, shape):
             message = f"tensor {shown(name)} is {dtype} {shown(shape)}"
@@ -2750,7 +2788,7 @@ def print_report(report: Report, seconds: float, *, quiet: bool) -> None:
         print(f"{file}: could not be checked: {message}")
     if quiet:
         return
-    total = sum(report.counts.values())
+    total = report.num_findings
     found = f": {total} finding{'s' if total > 1 else ''}" if total else ""
     size = f"{report.files_checked} files, {report.bytes_checked / 1e9:.2f} GB"
     print(f"{report.path}: {report.verdict}{found} (level {report.level}, {size}, {seconds:.1f} s)")

@@ -420,7 +420,7 @@ def test_a_file_that_ends_while_it_is_read(folder: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(validate_kexp, "check_semantics", cut)
     report = validate(folder)
-    assert [finding.code for finding in report.findings] == ["E_IO"]
+    assert [finding.code for finding in report.findings] == ["E_FILE_CHANGED"]
     assert report.exit_code == 3
 
 
