@@ -44,9 +44,10 @@ class Output:
         if self.is_json or not text:
             return
         self.clear_progress()
-        # Noted first: Ctrl-C may strike as soon as the text is out.
-        self._ends_with_newline = text.endswith("\n")
+        # Ctrl-C may strike before, within or after the write: a newline too many does no harm.
+        self._ends_with_newline = False
         self._write(text.translate(_CONTROL) if self._is_terminal else text)
+        self._ends_with_newline = text.endswith("\n")
 
     def end_text(self) -> None:
         """End the answer with a newline unless it has one."""

@@ -9,8 +9,8 @@ import mlx.core as mx
 import numpy as np
 
 from formats import Layout, Part
+from kandiga_run.experts.assignment import Assignment
 from kandiga_run.experts.store import Arrivals
-from kandiga_run.mlx_engine.routing import Routing
 from kandiga_run.mlx_engine.waiting import wait_for
 from kandiga_run.mlx_engine.weights import PROJECTION_MODULES, numpy_dtype, to_mlx
 from kandiga_run.stats import RunStats
@@ -82,31 +82,29 @@ class StackedExperts:
         """Return nothing: the activations stay on the device."""
 
     def run(
-        self, x: Any, _host_input: Any, routing: Routing, arrivals: Arrivals, stats: RunStats
+        self, x: Any, _host_input: Any, assignment: Assignment, arrivals: Arrivals, stats: RunStats
     ) -> Any:
         """Return (pairs, hidden): every expert applied to the tokens x (T, hidden) it serves."""
         staging = self._staging
-        staging.reserve(routing.experts.size)
-        outputs, served = [], []
+        staging.reserve(assignment.experts.size)
+        outputs = []
         for expert, address in arrivals:
             if staging.is_full:
-                outputs.append(self._compute(x, routing))
-                served.append(routing.pairs_of(staging.experts)[0])
+                outputs.append(self._compute(x, assignment))
                 # Evaluated at once, or the stacks of all waves would stay in memory.
                 wait_for(stats, outputs[-1])
-                staging.reserve(routing.experts.size)
+                staging.reserve(assignment.experts.size)
             staging.add(expert, address)
-        outputs.append(self._compute(x, routing))
-        served.append(routing.pairs_of(staging.experts)[0])
-        order = np.empty(routing.num_pairs, np.int32)
-        order[np.concatenate(served)] = np.arange(routing.num_pairs, dtype=np.int32)
-        return mx.concatenate(outputs)[mx.array(order)]
+        outputs.append(self._compute(x, assignment))
+        return mx.concatenate(outputs)[mx.array(assignment.order)]
 
-    def _compute(self, x: Any, routing: Routing) -> Any:
-        pairs, offsets = routing.pairs_of(self._staging.experts)
-        slots = np.repeat(np.arange(offsets.size - 1, dtype=np.int32), np.diff(offsets))
+    def _compute(self, x: Any, assignment: Assignment) -> Any:
+        """Return the results (rows, hidden) of the experts that are staged."""
+        work = assignment.take(self._staging.experts)
+        num_slots = len(self._staging.experts)
+        slots = np.repeat(np.arange(num_slots, dtype=np.int32), np.diff(work.row_offsets))
         self._load()
-        y = self._module(x[mx.array(pairs // routing.num_choices)], mx.array(slots)[:, None])
+        y = self._module(x[mx.array(work.rows)], mx.array(slots)[:, None])
         self._unload()
         return y.squeeze(1)
 

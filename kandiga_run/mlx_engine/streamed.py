@@ -9,8 +9,8 @@ import mlx.nn as nn
 import numpy as np
 
 from kandiga_run.errors import RunError
+from kandiga_run.experts.assignment import Assignment
 from kandiga_run.experts.store import Arrivals, ExpertStore
-from kandiga_run.mlx_engine.routing import Routing
 from kandiga_run.mlx_engine.waiting import wait_for
 from kandiga_run.mlx_engine.weights import PROJECTION_MODULES
 from kandiga_run.stats import RunStats
@@ -31,7 +31,7 @@ class ExpertCompute(Protocol):
         self,
         x: Any,
         host_input: Any | None,
-        routing: Routing,
+        assignment: Assignment,
         arrivals: Arrivals,
         stats: RunStats,
     ) -> Any:
@@ -82,7 +82,7 @@ class StreamedExperts(nn.Module):  # type: ignore[misc]
         host_input = self.compute.host_input(tokens)
         choices = indices.reshape(-1, num_choices).astype(mx.int32)
         wait_for(self._store.stats, choices, host_input)
-        routing = Routing.of(np.array(choices))
-        with self._store.fetch(self.layer, routing.experts) as arrivals:
-            y = self.compute.run(tokens, host_input, routing, arrivals, self._store.stats)
+        assignment = Assignment(np.array(choices))
+        with self._store.fetch(self.layer, assignment.experts) as arrivals:
+            y = self.compute.run(tokens, host_input, assignment, arrivals, self._store.stats)
         return y.reshape(*indices.shape, -1)

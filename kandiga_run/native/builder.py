@@ -14,7 +14,7 @@ from kandiga_run.experts.store import ExpertStore
 from kandiga_run.native.blocks.embedding import embedding_and_head
 from kandiga_run.native.blocks.moe import MoE, SharedExpert
 from kandiga_run.native.blocks.norm import RMSNorm
-from kandiga_run.native.blocks.routing import Router, RoutingMode
+from kandiga_run.native.blocks.router import Router, RoutingMode
 from kandiga_run.native.decoder import Decoder, Layer
 from kandiga_run.native.scratch import Scratch
 from kandiga_run.native.weights import Weights

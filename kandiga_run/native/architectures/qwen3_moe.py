@@ -5,7 +5,7 @@ from __future__ import annotations
 from kandiga_run.native.blocks.attention import Attention, AttentionShape
 from kandiga_run.native.blocks.mlp import MLP
 from kandiga_run.native.blocks.rope import Rope, rope_number, rope_scale
-from kandiga_run.native.blocks.routing import routing_mode
+from kandiga_run.native.blocks.router import routing_mode
 from kandiga_run.native.builder import Builder, has_experts
 from kandiga_run.native.decoder import Decoder, FeedForward, Layer
 

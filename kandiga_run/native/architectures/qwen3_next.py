@@ -20,7 +20,7 @@ from kandiga_run.native.blocks.gated_delta import (
 from kandiga_run.native.blocks.mlp import MLP
 from kandiga_run.native.blocks.moe import SharedExpert
 from kandiga_run.native.blocks.rope import Rope, rope_number, rope_scale
-from kandiga_run.native.blocks.routing import routing_mode
+from kandiga_run.native.blocks.router import routing_mode
 from kandiga_run.native.builder import Builder, has_experts
 from kandiga_run.native.decoder import Decoder, FeedForward, Layer, Mixer
 from kandiga_run.native.scratch import Scratch

@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 
 from cython_kernels import (
     ExpertLayout,
-    expert_mlp,
     expert_scratch,
     matmul,
     moe_combine,
     sigmoid_scale_add,
 )
+from kandiga_run.experts.compute import compute_batch
 from kandiga_run.experts.store import ExpertStore
 from kandiga_run.native.blocks.mlp import MLP
-from kandiga_run.native.blocks.routing import Router
+from kandiga_run.native.blocks.router import Router
 from kandiga_run.native.scratch import Scratch
 from kandiga_run.native.weights import Weights
 
@@ -92,14 +92,5 @@ class MoE:
             if self._shared_expert is not None:  # while the reads are in flight
                 self._shared_expert.add_forward(x, out)
             for batch in arrivals.batches():
-                work = assignment.take(batch)
-                expert_mlp(
-                    self._layout,
-                    work.addresses,
-                    work.row_offsets,
-                    work.rows,
-                    x,
-                    results[work.first_result : work.end_result],
-                    workspace,
-                )
+                compute_batch(self._layout, batch, assignment, x, results, workspace)
         moe_combine(results, scores, assignment.order, out)

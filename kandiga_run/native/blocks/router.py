@@ -1,0 +1,58 @@
+"""The router: which experts each token wants, and with which scores."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cython_kernels import matmul, top_k_routing
+from kandiga_run.experts.assignment import Assignment
+from kandiga_run.native.scratch import Scratch
+from kandiga_run.native.weights import Weights
+
+Array = NDArray[np.float32]
+RoutingMode = Literal["softmax_then_topk", "softmax_then_topk_normalized", "topk_then_softmax"]
+
+
+def routing_mode(norm_topk_prob: bool) -> RoutingMode:
+    """Return the Qwen families' routing: softmax over all experts, renormalized or not."""
+    return "softmax_then_topk_normalized" if norm_topk_prob else "softmax_then_topk"
+
+
+class Router:
+    """Scores all experts for each token and chooses K."""
+
+    def __init__(
+        self,
+        weights: Weights,
+        name: str,
+        *,
+        hidden_size: int,
+        num_experts: int,
+        top_k: int,
+        mode: RoutingMode,
+        scratch: Scratch,
+    ) -> None:
+        self._matrix = weights.linear(name, num_experts, hidden_size)
+        self._num_experts = num_experts
+        self._top_k = top_k
+        self._mode = mode
+        self._scratch = scratch
+        scratch.declare("feed_forward/router_logits", num_experts)
+        scratch.declare("feed_forward/router_experts", top_k, np.int32)
+        scratch.declare("feed_forward/router_scores", top_k)
+        scratch.declare("feed_forward/result_order", top_k, np.int32)
+
+    def forward(self, x: Array) -> tuple[Assignment, Array]:
+        """Return what experts have to do for x (T, H), and the scores (T, K)."""
+        scratch, num_tokens = self._scratch, x.shape[0]
+        logits = scratch.rows("feed_forward/router_logits", num_tokens, self._num_experts)
+        shape = (num_tokens, self._top_k)
+        scores = scratch.rows("feed_forward/router_scores", *shape)
+        indices = scratch.rows("feed_forward/router_experts", *shape, dtype=np.int32)
+        order = scratch.rows("feed_forward/result_order", *shape, dtype=np.int32)
+        matmul(self._matrix, x, logits)
+        top_k_routing(logits, self._top_k, self._mode, indices, scores)
+        return Assignment(indices, order=order.reshape(-1)), scores
