@@ -173,20 +173,3 @@ def _open_mlx(model: Model, options: EngineOptions) -> Engine:
 
 def _has_apple_gpu() -> bool:
     return sys.platform == "darwin" and platform.machine() == "arm64"
-
-
-def resolve_top_k(requested: int | Literal["fast"] | None, top_k: int, num_experts: int) -> int:
-    """Return the experts a token uses in this run, from the user's choice and the config.
-
-    "fast" is half of the model's own number, at least one.
-    """
-    if requested is None:
-        return top_k
-    if requested == "fast":
-        return max(1, top_k // 2)
-    if not 1 <= requested <= num_experts:
-        raise RunError(
-            f"--experts {requested}: a token can use 1 to {num_experts} experts of this model "
-            f"(its own number is {top_k})"
-        )
-    return requested

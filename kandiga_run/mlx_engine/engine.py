@@ -13,18 +13,18 @@ from numpy.typing import NDArray
 
 from cython_kernels import set_num_threads
 from kandiga_run.container import Model
-from kandiga_run.engine import PREFILL_CHUNK, EngineOptions, State, resolve_top_k
+from kandiga_run.engine import PREFILL_CHUNK, EngineOptions, State
+from kandiga_run.engine_checks import check_max_tokens, checked_tokens, resolve_top_k
 from kandiga_run.errors import RunError
 from kandiga_run.experts.owned import smallest_budget
 from kandiga_run.experts.store import open_store_for
 from kandiga_run.memory import memory_use
+from kandiga_run.memory_budget import FixedBytes, bytes_for_experts
 from kandiga_run.mlx_engine.choose import ExpertsOn
 from kandiga_run.mlx_engine.network import Network
 from kandiga_run.mlx_engine.on_mlx import WAVE_BYTES
 from kandiga_run.mlx_engine.state import MlxState
 from kandiga_run.stats import RunStats
-
-_MIB = 1 << 20
 
 
 class MlxEngine:
@@ -84,8 +84,7 @@ class MlxEngine:
 
     def new_state(self, max_tokens: int) -> MlxState:
         """Return an empty state; mlx-lm's caches grow as tokens come, up to `max_tokens`."""
-        if max_tokens < 1:
-            raise RunError(f"a state for {max_tokens} tokens was asked for, wanted at least 1")
+        check_max_tokens(max_tokens)
         state = MlxState(self._open_network().module, max_tokens)
         self._states.add(state)
         return state
@@ -103,8 +102,7 @@ class MlxEngine:
         """
         if not isinstance(state, MlxState):
             raise TypeError(f"state is a {type(state).__name__}, wanted one of this engine's own")
-        tokens = np.ascontiguousarray(tokens, np.int32)
-        self._check(tokens, state)
+        tokens = checked_tokens(tokens, state, self.vocab_size)
         chunks = np.split(tokens, range(PREFILL_CHUNK, tokens.size, PREFILL_CHUNK))
         wanted = chunks if logits == "all" else chunks[-1:]
         with (
@@ -159,19 +157,6 @@ class MlxEngine:
                 f"{mx.default_device()}: {error}"
             ) from error
 
-    def _check(self, tokens: NDArray[np.int32], state: MlxState) -> None:
-        if tokens.ndim != 1 or tokens.size == 0:
-            raise RunError(f"tokens of shape {tokens.shape}, wanted (T,) with at least one")
-        if state.position + tokens.size > state.max_tokens:
-            raise RunError(
-                f"{tokens.size} more tokens at position {state.position} exceed the "
-                f"{state.max_tokens} tokens this state was made for"
-            )
-        low, high = int(tokens.min()), int(tokens.max())
-        if low < 0 or high >= self.vocab_size:
-            wrong = low if low < 0 else high
-            raise RunError(f"token {wrong} is outside the vocabulary of {self.vocab_size}")
-
     def _open_network(self) -> Network:
         if self._network is None:
             raise RunError("the engine is closed")
@@ -186,19 +171,14 @@ class MlxEngine:
         if self._budget_bytes is None:
             return
         network = self._open_network()
-        kv_bytes = sum(state.nbytes for state in self._states)
-        buffer_bytes = network.buffer_bytes(PREFILL_CHUNK)
-        fixed = self._own_bytes + network.nbytes + buffer_bytes + kv_bytes
-        least = smallest_budget(self._model.container)
-        if self._budget_bytes < fixed + least:
-            raise RunError(
-                f"a memory budget of {self._budget_bytes / _MIB:.1f} MiB cannot work: this "
-                f"process takes {self._own_bytes / _MIB:.1f}, dense weights "
-                f"{network.nbytes / _MIB:.1f}, buffers {buffer_bytes / _MIB:.1f}, the KV cache "
-                f"{kv_bytes / _MIB:.1f}, experts at least {least / _MIB:.1f}; the smallest that "
-                f"works is {(fixed + least) / _MIB + 0.05:.1f} MiB"
-            )
-        self._store.resize(self._budget_bytes - fixed)
+        fixed = FixedBytes(
+            process=self._own_bytes,
+            dense_weights=network.nbytes,
+            buffers=network.buffer_bytes(PREFILL_CHUNK),
+            kv_cache=sum(state.nbytes for state in self._states),
+        )
+        least_bytes = smallest_budget(self._model.container)
+        self._store.resize(bytes_for_experts(self._budget_bytes, fixed, least_bytes))
 
 
 def _vocab_size(config: dict[str, Any]) -> int:

@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 
 from cython_kernels import set_num_threads
 from kandiga_run.container import Model
-from kandiga_run.engine import PREFILL_CHUNK, EngineOptions, State, resolve_top_k
+from kandiga_run.engine import PREFILL_CHUNK, EngineOptions, State
+from kandiga_run.engine_checks import check_max_tokens, checked_tokens, resolve_top_k
 from kandiga_run.errors import RunError
 from kandiga_run.experts.owned import smallest_budget
 from kandiga_run.experts.store import open_store_for
 from kandiga_run.memory import memory_use
+from kandiga_run.memory_budget import FixedBytes, bytes_for_experts
 from kandiga_run.native.architectures import ARCHITECTURES
 from kandiga_run.native.builder import Builder
 from kandiga_run.native.decoder import Decoder
@@ -86,8 +88,7 @@ class NativeEngine:
 
     def new_state(self, max_tokens: int) -> NativeState:
         """Return an empty sequence; RunError when the memory budget has no room for it."""
-        if max_tokens < 1:
-            raise RunError(f"a state for {max_tokens} tokens was asked for, wanted at least 1")
+        check_max_tokens(max_tokens)
         self._count_others()
         self._share_memory(max_tokens)
         state = self._open_decoder().new_state(max_tokens, self._kv_dtype)
@@ -109,8 +110,9 @@ class NativeEngine:
         decoder = self._open_decoder()
         if not isinstance(state, NativeState):
             raise TypeError(f"state is a {type(state).__name__}, wanted one of this engine's own")
-        tokens = np.ascontiguousarray(tokens, np.int32)
-        self._check(tokens, state)
+        if state.is_broken:
+            raise RunError("an earlier call on this state failed halfway; start a new one")
+        tokens = checked_tokens(tokens, state, self.vocab_size)
         num_tokens = tokens.shape[0]
         num_rows = num_tokens if logits == "all" else 1
         out = np.empty((num_rows, self.vocab_size), np.float32)
@@ -132,21 +134,6 @@ class NativeEngine:
         self._store.close()
         self._model.close()
 
-    def _check(self, tokens: NDArray[np.int32], state: NativeState) -> None:
-        if tokens.ndim != 1 or tokens.size == 0:
-            raise RunError(f"tokens of shape {tokens.shape}, wanted (T,) with at least one")
-        if state.is_broken:
-            raise RunError("an earlier call on this state failed halfway; start a new one")
-        if state.position + tokens.size > state.max_tokens:
-            raise RunError(
-                f"{tokens.size} more tokens at position {state.position} exceed the "
-                f"{state.max_tokens} tokens this state was made for"
-            )
-        low, high = int(tokens.min()), int(tokens.max())
-        if low < 0 or high >= self.vocab_size:
-            wrong = low if low < 0 else high
-            raise RunError(f"token {wrong} is outside the vocabulary of {self.vocab_size}")
-
     def _open_decoder(self) -> Decoder:
         if self._decoder is None:
             raise RunError("the engine is closed")
@@ -158,24 +145,20 @@ class NativeEngine:
         States that are alive count in full, as if their sequences had reached max_tokens: the
         budget holds at the end of a conversation too.
         """
-        budget = self._options.memory_bytes
-        if budget is None:
+        budget_bytes = self._options.memory_bytes
+        if budget_bytes is None:
             return
         decoder = self._open_decoder()
         lengths = [new_state_tokens, *(state.max_tokens for state in self._states)]
-        kv_bytes = sum(decoder.state_bytes(length, self._kv_dtype) for length in lengths)
-        dense_bytes = self._weights.nbytes + self._weights.touched_bytes(sum(lengths))
-        fixed = self._own_bytes + dense_bytes + self._scratch_bytes + kv_bytes
-        least = smallest_budget(self._model.container)
-        if budget < fixed + least:
-            raise RunError(
-                f"a memory budget of {budget / _MIB:.1f} MiB cannot work: this process takes "
-                f"{self._own_bytes / _MIB:.1f}, dense weights {dense_bytes / _MIB:.1f}, "
-                f"buffers {self._scratch_bytes / _MIB:.1f}, the KV cache of {sum(lengths)} tokens "
-                f"{kv_bytes / _MIB:.1f}, experts at least {least / _MIB:.1f}; the smallest that "
-                f"works is {(fixed + least) / _MIB + 0.05:.1f} MiB"
-            )
-        self._store.resize(budget - fixed)
+        tokens = sum(lengths)
+        fixed = FixedBytes(
+            process=self._own_bytes,
+            dense_weights=self._weights.nbytes + self._weights.touched_bytes(tokens),
+            buffers=self._scratch_bytes,
+            kv_cache=sum(decoder.state_bytes(length, self._kv_dtype) for length in lengths),
+        )
+        least_bytes = smallest_budget(self._model.container)
+        self._store.resize(bytes_for_experts(budget_bytes, fixed, least_bytes, kv_tokens=tokens))
 
 
 def _kv_dtype(model: Model, choice: Literal["auto", "f16", "f32"]) -> np.dtype[np.generic]:
