@@ -7,7 +7,7 @@ from typing import Any
 
 from kandiga_run.engine import Engine, State
 from kandiga_run.errors import RunError
-from kandiga_run.generate import GenerateOptions, Generation, Progress, Token, generate
+from kandiga_run.generation import GenerateOptions, Generation, Progress, Token, generate
 from kandiga_run.prompts import Prompts
 
 

@@ -30,7 +30,7 @@ from kandiga_run.standard_input import decode_input
 
 if TYPE_CHECKING:
     from kandiga_run.engine import Engine
-    from kandiga_run.generate import GenerateOptions
+    from kandiga_run.generation import GenerateOptions
     from kandiga_run.prompts import Prompts
 
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -188,7 +188,7 @@ def _loaded(
 
 
 def _generate_options(prompts: Prompts, choices: dict[str, Any]) -> GenerateOptions:
-    from kandiga_run.generate import GenerateOptions
+    from kandiga_run.generation import GenerateOptions
     from kandiga_run.model_defaults import sampling_for
 
     names = (

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from kandiga_run.engine import Engine
-from kandiga_run.generate import GenerateOptions, Generation, generate
+from kandiga_run.generation import GenerateOptions, Generation, generate
 from kandiga_run.output import Output
 from kandiga_run.prompts import Prompts
 from kandiga_run.report import stats_json, stats_rows, usage_json

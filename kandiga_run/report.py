@@ -6,7 +6,7 @@ from typing import Any
 
 from cython_kernels import isa
 from kandiga_run.engine import Engine, State
-from kandiga_run.generate import GenerationStats
+from kandiga_run.generation import GenerationStats
 from kandiga_run.memory import MemoryUse, memory_use
 from kandiga_run.sizes import format_size
 from kandiga_run.stats import RunStats

@@ -10,7 +10,7 @@ import numpy as np
 import cython_kernels
 from checkpoints import make_checkpoint, reference_logits
 from kandiga_pack import convert, verify
-from kandiga_run.engine import load_engine
+from kandiga_run import load_engine
 
 # float32 sums in another order than mlx's; a wrong operation moves these logits by more than 0.01.
 LOGITS_TOLERANCE = 1e-3

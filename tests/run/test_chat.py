@@ -13,7 +13,7 @@ from bigram_engine import BigramEngine, BigramState
 from kandiga_run.chat import Conversation, Interrupted
 from kandiga_run.chat_terminal import COMMANDS, ChatTerminal
 from kandiga_run.errors import RunError
-from kandiga_run.generate import GenerateOptions
+from kandiga_run.generation import GenerateOptions
 from kandiga_run.output import Output
 from kandiga_run.prompts import Prompts
 from tokenizer_files import byte_fallback_tokenizer, byte_level_tokenizer, write_tokenizer

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from bigram_engine import BigramEngine
 from kandiga_run.detokenizer import streaming_detokenizer
 from kandiga_run.errors import RunError
-from kandiga_run.generate import GenerateOptions, Generation, generate
+from kandiga_run.generation import GenerateOptions, Generation, generate
 from kandiga_run.sampling import SamplingOptions
 from kandiga_run.stop_strings import StopStrings
 from tokenizer_files import byte_level_tokenizer
