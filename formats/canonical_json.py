@@ -93,7 +93,9 @@ def _check(value: Any, what: str) -> None:
     stack: list[tuple[Any, int]] = [(value, 1)]
     while stack:
         item, depth = stack.pop()
-        if isinstance(item, dict | list):
+        if type(item) is int and -MAX_JSON_INT <= item <= MAX_JSON_INT:
+            continue  # first: a third of what the header of the dense weights consists of
+        if isinstance(item, (dict, list)):  # the union is made anew at each turn
             if depth > MAX_JSON_DEPTH:
                 raise KexpError("E_JSON_VALUE", f"{what} is nested deeper than {MAX_JSON_DEPTH}")
             if isinstance(item, dict):
@@ -117,6 +119,8 @@ def _check(value: Any, what: str) -> None:
 def _check_string(text: Any, what: str) -> None:
     if not isinstance(text, str):
         raise KexpError("E_JSON_VALUE", f"{what} has the key {text!r}; keys are strings")
+    if text.isascii() and len(text) <= MAX_STRING_BYTES:
+        return
     try:
         length = len(text.encode("utf-8"))
     except UnicodeEncodeError:

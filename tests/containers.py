@@ -26,18 +26,21 @@ ENTRY_BYTES = 80
 PartData = dict[tuple[str, str], Buffer]
 
 
-def affine_layout(hidden_size: int = 64, intermediate_size: int = 96) -> Layout:
-    """A SwiGLU expert, affine 4-bit at group 32."""
+def affine_layout(
+    hidden_size: int = 64, intermediate_size: int = 96, *, group_size: int = 32
+) -> Layout:
+    """A SwiGLU expert, affine 4-bit with bf16 scales."""
     parts = []
     for projection, rows, cols in (
         ("gate", intermediate_size, hidden_size),
         ("up", intermediate_size, hidden_size),
         ("down", hidden_size, intermediate_size),
     ):
+        groups = (rows, cols // group_size)
         parts += [
-            Part(projection, "weight", "u32", (rows, cols // 8), "affine", 4, 32),
-            Part(projection, "scales", "bf16", (rows, cols // 32), "affine", 4, 32),
-            Part(projection, "biases", "bf16", (rows, cols // 32), "affine", 4, 32),
+            Part(projection, "weight", "u32", (rows, cols // 8), "affine", 4, group_size),
+            Part(projection, "scales", "bf16", groups, "affine", 4, group_size),
+            Part(projection, "biases", "bf16", groups, "affine", 4, group_size),
         ]
     return Layout.build(parts)
 

@@ -6,32 +6,16 @@ from pathlib import Path
 
 import numpy as np
 
-from containers import make_meta
-from formats import DenseSpec, Layout, Part, SetWriter, plan_shards
+from containers import affine_layout, make_meta
+from formats import DenseSpec, SetWriter, plan_shards
 
 HIDDEN_SIZE, MOE_INTERMEDIATE_SIZE = 2048, 512  # Qwen3.5-35B-A3B
 NUM_EXPERTS = 32
 
 
-def expert_layout(hidden_size: int, intermediate_size: int) -> Layout:
-    """A SwiGLU expert, affine 4-bit at group 64 with bf16 scales."""
-    parts = []
-    for projection, rows, cols in (
-        ("gate", intermediate_size, hidden_size),
-        ("up", intermediate_size, hidden_size),
-        ("down", hidden_size, intermediate_size),
-    ):
-        parts += [
-            Part(projection, "weight", "u32", (rows, cols // 8), "affine", 4, 64),
-            Part(projection, "scales", "bf16", (rows, cols // 64), "affine", 4, 64),
-            Part(projection, "biases", "bf16", (rows, cols // 64), "affine", 4, 64),
-        ]
-    return Layout.build(parts)
-
-
 def write_random_set(dest: Path, *, total_bytes: int, dense_bytes: int) -> None:
     """Write about `total_bytes` of experts, and `dense_bytes` of dense weights, at `dest`."""
-    layout = expert_layout(HIDDEN_SIZE, MOE_INTERMEDIATE_SIZE)
+    layout = affine_layout(HIDDEN_SIZE, MOE_INTERMEDIATE_SIZE, group_size=64)
     num_layers = max(1, total_bytes // (NUM_EXPERTS * layout.block_bytes))
     layers = [(layer, NUM_EXPERTS, layout) for layer in range(num_layers)]
     random = np.random.default_rng(0).integers(0, 256, layout.block_bytes, dtype=np.uint8)
