@@ -81,7 +81,7 @@ def _pack(console: Console, work: Path, checkpoint: Path) -> Path:
     if is_complete(container, inputs):
         console.print(f"kept from the last call: {container}", highlight=False, soft_wrap=True)
         return container
-    for leftover in (container, *work.glob(f"{container.name}.partial-*")):
+    for leftover in (container, container.with_name(f"{container.name}.partial")):
         forget(leftover)
     run_command(console, "kandiga-pack", "convert", checkpoint, container)
     record(container, inputs)

@@ -165,11 +165,6 @@ class SetWriter:
                 if path.name not in kept:
                     path.unlink()
 
-    @property
-    def next_expert(self) -> tuple[int, int] | None:
-        """Return (layer, expert) of the expert to be written next, None after the last."""
-        return None if self._turn is None else (self._turn.layer, self._turn.expert)
-
     def __exit__(
         self,
         kind: type[BaseException] | None,

@@ -39,6 +39,7 @@ CONVERT_EPILOG = _epilog(
     "kandiga-pack convert mlx-community/Qwen3-30B-A3B-4bit qwen3-30b",
     "kandiga-pack convert ./Mixtral-8x7B-Instruct-v0.1 mixtral --quantize 4 --group-size 64",
     "kandiga-pack convert qwen3-30b-a3b-q4_0.gguf qwen3-30b --json",
+    "kandiga-pack convert ./Qwen3-235B-A22B-4bit qwen3-235b --consume",
 )
 VERIFY_EPILOG = _epilog(
     "kandiga-pack verify qwen3-30b",
@@ -118,6 +119,12 @@ def cli() -> None:
     show_default=True,
     help="Size of a .kexp file in GiB, about.",
 )
+@click.option(
+    "--consume",
+    is_flag=True,
+    help="REMOVE each safetensors file of the folder SOURCE once it is packed and on the disk.",
+)
+@click.option("--restart", is_flag=True, help="Forget what an interrupted conversion has done.")
 @_output_options
 def convert_command(
     output: Output,
@@ -128,6 +135,8 @@ def convert_command(
     group_size: str | None,
     mode: str,
     shard_size: float,
+    consume: bool,
+    restart: bool,
 ) -> None:
     """Pack SOURCE into a new folder DEST.
 
@@ -135,6 +144,10 @@ def convert_command(
     repository on the Hugging Face Hub. The weights are carried bit for bit unless --quantize is
     given. Memory stays small whatever the size of the model, and DEST appears only when it is
     complete.
+
+    A conversion that was interrupted goes on when the same command is run again: what is done is in
+    DEST.partial, which may be removed to give it up. The files of a Hub repository are downloaded,
+    packed and removed one by one.
     """
     summary = convert(
         source,
@@ -142,7 +155,10 @@ def convert_command(
         revision=revision,
         quantization=_quantization(bits, group_size, mode),
         shard_bytes=int(shard_size * 2**30),
+        consume=consume,
+        restart=restart,
         progress=output.progress(),
+        say=output.note,
     )
     output.result(summary.as_dict(), lambda console: show.show_convert(summary, console))
 

@@ -4,29 +4,21 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from formats import DenseSpec, SetPlan, SetWriter, plan_shards
-from kandiga_pack import families, spelling
+from formats import KexpError, open_set
+from kandiga_pack.conversion import Conversion
 from kandiga_pack.errors import PackError, UnreadableError
-from kandiga_pack.progress import NoProgress, Progress, piece_of_work
-from kandiga_pack.source_digests import SourceDigests
-from kandiga_pack.sources.base import Source, TensorInfo
-from kandiga_pack.sources.checkpoint import CheckpointSource
-from kandiga_pack.sources.converted import ConvertedSource, Quantization
-from kandiga_pack.sources.open import open_source
-from kandiga_pack.stacks import ExpertStack, find_stacks
+from kandiga_pack.journal import Journal
+from kandiga_pack.opening import Input, Say, open_input
+from kandiga_pack.progress import NoProgress, Progress
+from kandiga_pack.sources.base import Source
+from kandiga_pack.sources.converted import Quantization
+from kandiga_pack.workspace import Workspace
 
 DEFAULT_SHARD_BYTES = 8 << 30
-# Dense tensors travel in slices of about this size; an embedding table may have gigabytes.
-SLICE_BYTES = 8 << 20
-# Superblocks, section tables, JSON and the padding between sections.
-_OVERHEAD_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -71,34 +63,156 @@ def convert(
     revision: str | None = None,
     quantization: Quantization | None = None,
     shard_bytes: int = DEFAULT_SHARD_BYTES,
+    consume: bool = False,
+    restart: bool = False,
     progress: Progress | None = None,
+    say: Say | None = None,
 ) -> ConvertSummary:
     """Pack a checkpoint into a new folder `dest`.
 
     Memory stays at a few blocks whatever the model's size. `dest` appears when it is complete and
-    checked, and not before; the same source gives the same bytes.
+    checked, and not before; the same source gives the same bytes. An interrupted conversion is
+    taken up by the same call: what is done by then is in `dest.partial`.
 
     Args:
-        source: folder, GGUF file or Hub id; or an opened Source, which is left open.
+        source: folder, GGUF file or Hub id; or an opened Source, which is left open. The weight
+            files of a Hub id are downloaded, packed and removed one by one.
         dest: folder to make; it must not exist.
         revision: for a Hub id.
         quantization: quantize an unquantized checkpoint on the way, as mlx_lm.convert would.
         shard_bytes: size aimed at for each file.
+        consume: REMOVE each weight file of the folder `source` once all of it is packed and on the
+            disk. The disk then holds the model once, plus one such file and one layer at most if
+            the layers ascend from file to file.
+        restart: forget what an interrupted conversion has done.
+        say: is told of what the user should know at once.
 
     Raises:
         PackError, formats.KexpError, OSError: see errors.describe for what the user is told.
     """
     started = time.monotonic()
     dest = Path(dest)
-    check_destination(dest)
-    progress = progress or NoProgress()
-    if not isinstance(source, str | Path):
-        return _convert(source, dest, shard_bytes, progress, started)
-    opened = open_source(source, revision=revision, quantization=quantization)
+    workspace = Workspace(dest)
+    if not workspace.exists:  # else it may be that of this very conversion, finished but for that
+        check_destination(dest)
+    with workspace:
+        if _is_finished(workspace):
+            workspace.is_done = True
+            return _summarize(dest, str(source), (), started)
+        check_destination(dest)
+        if restart:
+            _start_anew(workspace)
+        if not isinstance(source, str | Path):
+            opened = Input(source)
+        else:
+            opened = open_input(
+                source,
+                workspace,
+                revision=revision,
+                quantization=quantization,
+                consume=consume,
+                say=say or _say_nothing,
+            )
+        try:
+            conversion = Conversion(opened.source, opened.stage, shard_bytes)
+            _take_up(workspace, conversion.request, say or _say_nothing)
+            check_free_space(dest, conversion.needed_bytes(workspace.journal))
+            conversion.run(workspace, progress or NoProgress())
+            notes = tuple(opened.source.notes)
+            workspace.is_done = True
+        finally:
+            if opened.source is not source:
+                opened.close()
+    return _summarize(dest, opened.source.name, notes, started)
+
+
+def _say_nothing(_line: str) -> None:
+    pass
+
+
+def _is_finished(workspace: Workspace) -> bool:
+    """Whether `dest` is what this workspace was made for, left by a run killed while tidying up."""
+    if workspace.journal.set_root is None or workspace.set_folder.exists():
+        return False
     try:
-        return _convert(opened, dest, shard_bytes, progress, started)
-    finally:
-        opened.close()
+        with open_set(workspace.dest) as opened:
+            return opened.shards[0].superblock.set_root.hex() == workspace.journal.set_root
+    except KexpError:
+        return False
+
+
+def _take_up(workspace: Workspace, request: dict[str, Any], say: Say) -> None:
+    """Go on with an earlier run that was asked for the same, or begin."""
+    journal = workspace.journal
+    if journal.request == request and journal.has_work:
+        say(f"going on with what is in {workspace.folder}")
+        return
+    if journal.request is not None and journal.has_work:
+        _refuse_changed(journal.request, request)
+        if journal.freed:
+            raise PackError(
+                f"{workspace.folder} is of a conversion with another source or other options, some "
+                "of whose files are gone already: run that command again, or add --restart"
+            )
+        say(
+            f"{workspace.folder} is of a conversion with another source or other options: "
+            "beginning anew"
+        )
+    workspace.clear_set()
+    journal.begin(request)
+
+
+def _refuse_changed(before: dict[str, Any], request: dict[str, Any]) -> None:
+    """Refuse a source that is the same by name, and not by its files."""
+    if before["source"] != request["source"] or before["revision"] != request["revision"]:
+        return
+    for name in sorted(before["files"].keys() | request["files"].keys()):
+        was, is_now = before["files"].get(name), request["files"].get(name)
+        if was != is_now:
+            raise PackError(
+                f"{Path(request['source']) / name}: changed since the interrupted conversion read "
+                f"it ([size, time] {was} -> {is_now}); add --restart to pack it anew"
+            )
+
+
+def _start_anew(workspace: Workspace) -> None:
+    _refuse_loss(workspace.journal)
+    workspace.clear()
+    workspace.journal.forget()
+
+
+def _refuse_loss(journal: Journal) -> None:
+    """Refuse to throw away the only copy of weights whose source was consumed."""
+    before = journal.request or {"source": "", "revision": None}
+    if before["revision"] is not None:  # the Hub still has them
+        return
+    gone = [name for name in sorted(journal.freed) if not Path(before["source"], name).exists()]
+    if gone:
+        raise PackError(
+            f"{Path(before['source']) / gone[0]}: was consumed ({len(gone)} such files); beginning "
+            "anew would lose its weights. Run the command again as it was first, or put the files "
+            "back"
+        )
+
+
+def _summarize(
+    dest: Path, source_name: str, notes: tuple[str, ...], started: float
+) -> ConvertSummary:
+    with open_set(dest) as opened:
+        counts = opened.meta["counts"]
+        return ConvertSummary(
+            path=dest,
+            source=source_name,
+            architecture=opened.meta["architecture"],
+            num_layers=counts["layers"],
+            num_experts=counts["experts"],
+            num_dense_tensors=counts["dense_tensors"],
+            num_shards=len(opened.shards),
+            bytes_read=sum(each["size"] for each in opened.meta["source"]["files"].values()),
+            bytes_written=sum(path.stat().st_size for path in dest.iterdir()),
+            seconds=time.monotonic() - started,
+            notes=notes,
+        )
 
 
 def check_destination(dest: Path) -> None:
@@ -130,161 +244,3 @@ def format_bytes(count: float) -> str:
             return f"{count:.0f} B" if unit == "B" else f"{count:.2f} {unit}"
         count /= 1000
     return f"{count:.2f} TB"
-
-
-def _convert(
-    source: Source, dest: Path, shard_bytes: int, progress: Progress, started: float
-) -> ConvertSummary:
-    stacks = find_stacks(source.tensors, source.config, where=source.name)
-    dense = dense_tensors(source.tensors, stacks)
-    plan = plan_shards(
-        sum(info.length_bytes for info in dense),
-        [(stack.layer, stack.num_experts, stack.layout) for stack in stacks],
-        shard_bytes=shard_bytes,
-    )
-    check_free_space(dest, _needed_bytes(plan, source))
-    meta = _metadata(source, stacks, dense)
-    tensor_bytes = sum(info.length_bytes for info in source.tensors.values())
-    specs = [DenseSpec(info.name, info.dtype, info.shape) for info in dense]
-    with SourceDigests(source.weight_files) as digests:
-        # The digests are known at the end; their length is known now.
-        meta["source"]["files"] = digests.placeholder()
-        with SetWriter(dest, plan, meta, specs, files=list(source.files)) as writer:
-            with piece_of_work(progress, "packing", tensor_bytes):
-                _write_dense(writer, source, dense, progress)
-                for stack in stacks:
-                    _write_layer(writer, source, stack, progress)
-            meta["source"]["files"] = digests.result()
-            writer.replace_meta(meta)
-            writer.commit()
-    return ConvertSummary(
-        path=dest,
-        source=source.name,
-        architecture=meta["architecture"],
-        num_layers=len(stacks),
-        num_experts=sum(stack.num_experts for stack in stacks),
-        num_dense_tensors=len(dense),
-        num_shards=len(plan.shards),
-        bytes_read=sum(path.stat().st_size for path in source.weight_files.values()),
-        bytes_written=sum(path.stat().st_size for path in dest.iterdir()),
-        seconds=time.monotonic() - started,
-        notes=tuple(source.notes),
-    )
-
-
-def dense_tensors(
-    tensors: Mapping[str, TensorInfo], stacks: Sequence[ExpertStack]
-) -> list[TensorInfo]:
-    """Return every tensor that is not of a routed expert, in the checkpoint's order."""
-    stacked = {part.tensor.name for stack in stacks for part in stack.parts}
-    return [info for name, info in tensors.items() if name not in stacked]
-
-
-def iter_slices(source: Source, info: TensorInfo) -> Iterator[np.ndarray]:
-    """Yield a tensor's data in order, a slice of rows of about SLICE_BYTES at a time."""
-    if not info.shape:
-        yield source.read(info.name)
-        return
-    step = max(1, SLICE_BYTES // max(info.row_bytes, 1))
-    for start in range(0, info.shape[0], step):
-        yield source.read(info.name, start, min(step, info.shape[0] - start))
-
-
-def _write_dense(
-    writer: SetWriter, source: Source, dense: Sequence[TensorInfo], progress: Progress
-) -> None:
-    for info in dense:
-        for data in iter_slices(source, info):
-            writer.write_dense_chunk(info.name, data)
-            progress.advance(data.nbytes)
-
-
-def _write_layer(writer: SetWriter, source: Source, stack: ExpertStack, progress: Progress) -> None:
-    for expert in range(stack.num_experts):
-        buffers = {
-            stacked.part.key: source.read(stacked.tensor.name, expert, 1) for stacked in stack.parts
-        }
-        writer.write_expert(stack.layer, expert, buffers)
-        progress.advance(sum(data.nbytes for data in buffers.values()))
-
-
-def _needed_bytes(plan: SetPlan, source: Source) -> int:
-    beside = sum(path.stat().st_size for path in source.files)
-    return plan.total_bytes + beside + _OVERHEAD_BYTES
-
-
-def _metadata(
-    source: Source,
-    stacks: Sequence[ExpertStack],
-    dense: Sequence[TensorInfo],
-) -> dict[str, Any]:
-    """Return the container's META: integers and strings only, no clock, host or path."""
-    config = source.config
-    meta: dict[str, Any] = {
-        "architecture": config["model_type"],
-        "layers": [
-            {"layer": stack.layer, "prefix": stack.prefix, "num_experts": stack.num_experts}
-            for stack in stacks
-        ],
-        "top_k": _top_k(source),
-        "activation": families.activation(config),
-        "hidden_size": _hidden_size(config, stacks),
-        "quantization": _without_floats(config.get("quantization")),
-        "source": {
-            "repository": source.repository,
-            "revision": source.revision,
-            "files": {},
-        },
-        "tensors": _tensors_by_file(source.tensors),
-        "counts": {
-            "layers": len(stacks),
-            "experts": sum(stack.num_experts for stack in stacks),
-            "tensors": len(source.tensors),
-            "dense_tensors": len(dense),
-        },
-    }
-    if isinstance(source, CheckpointSource):
-        meta["headers"] = spelling.record_headers(source)
-        meta["index"] = spelling.record_index(source)
-    else:
-        meta["headers"] = {}
-        meta["index"] = spelling.mlx_index(source.tensors)
-    if isinstance(source, ConvertedSource):
-        meta["conversion"] = source.settings
-    return meta
-
-
-def _top_k(source: Source) -> int:
-    top_k = families.top_k(source.config)
-    if top_k is None:
-        raise PackError(
-            f"{source.name}: config.json does not state how many experts a token uses (looked for "
-            f"{', '.join(families.TOP_K_KEYS)})"
-        )
-    return top_k
-
-
-def _hidden_size(config: Mapping[str, Any], stacks: Sequence[ExpertStack]) -> int:
-    stated = families.hidden_sizes(config)
-    if stated:
-        return next(iter(stated.values()))
-    last = next(p for p in stacks[0].parts if p.part.key in {("down", "weight"), ("fc2", "weight")})
-    return last.part.shape[0]
-
-
-def _tensors_by_file(tensors: Mapping[str, TensorInfo]) -> dict[str, list[str]]:
-    files: dict[str, list[str]] = {}
-    for info in tensors.values():
-        files.setdefault(info.file, []).append(info.name)
-    return files
-
-
-def _without_floats(value: Any) -> Any:
-    """Return a JSON value with fractions spelled as strings, as the container's metadata wants."""
-    if isinstance(value, float):
-        return repr(value)
-    if isinstance(value, dict):
-        return {key: _without_floats(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_floats(item) for item in value]
-    return value

@@ -44,7 +44,18 @@ _FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def describe(error: BaseException) -> tuple[str, ExitCode] | None:
-    """Return the line to print and the exit code, or None for a bug that deserves its traceback."""
+    """Return the line to print and the exit code, or None for a bug that deserves its traceback.
+
+    Notes on the error (BaseException.add_note), such as what is kept, end the line.
+    """
+    described = _describe(error)
+    notes: list[str] = getattr(error, "__notes__", [])
+    if described is None or not notes:
+        return described
+    return "; ".join([described[0], *notes]), described[1]
+
+
+def _describe(error: BaseException) -> tuple[str, ExitCode] | None:
     match error:
         case PackError():
             return str(error), error.exit_code
@@ -54,7 +65,8 @@ def describe(error: BaseException) -> tuple[str, ExitCode] | None:
             unreadable = error.code in UNREADABLE_CODES
             return str(error), ExitCode.UNREADABLE if unreadable else ExitCode.FAILED
         case KeyboardInterrupt():
-            return "interrupted; nothing was left behind", ExitCode.INTERRUPTED
+            left = "" if hasattr(error, "__notes__") else "; nothing was left behind"
+            return f"interrupted{left}", ExitCode.INTERRUPTED
         case click.ClickException():
             return error.format_message(), ExitCode.USAGE
         case OSError():

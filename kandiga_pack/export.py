@@ -16,9 +16,10 @@ from formats.buffers import as_bytes
 from formats.durable import flush_folder, flush_to_disk, write_file
 from formats.errors import os_errors
 from kandiga_pack import spelling
-from kandiga_pack.convert import check_destination, check_free_space, iter_slices
+from kandiga_pack.convert import check_destination, check_free_space
 from kandiga_pack.errors import PackError
 from kandiga_pack.progress import NoProgress, Progress, piece_of_work
+from kandiga_pack.slices import iter_slices
 from kandiga_pack.sources.base import TensorInfo
 from kandiga_pack.sources.checkpoint import INDEX_FILE
 from kandiga_pack.sources.container import ContainerSource

@@ -59,6 +59,13 @@ class Journal:
         """Whether anything was done that would have to be done again."""
         return bool(self.checkpoints or self.freed or self.set_root)
 
+    def forget(self) -> None:
+        """Empty the file."""
+        self._clear()
+        self._end = 0
+        with os_errors(self._path, "written"):
+            os.ftruncate(self._fd, 0)
+
     def begin(self, request: Record) -> None:
         """Forget everything, and write down what is asked for."""
         self._clear()

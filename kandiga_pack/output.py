@@ -40,6 +40,11 @@ class Output:
             return None
         return partial(print, file=sys.stderr)
 
+    def note(self, line: str) -> None:
+        """Tell what the user should know before the result is there."""
+        if not self.quiet:
+            print(f"kandiga-pack: {line}", file=sys.stderr)
+
     def result(self, facts: dict[str, Any], show: Callable[[Console], None]) -> None:
         """Print a result: `facts` for programs, or what `show` draws for people."""
         if self.json:

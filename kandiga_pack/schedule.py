@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kandiga_pack.sources.base import TensorInfo
 from kandiga_pack.stacks import ExpertStack
@@ -19,15 +19,19 @@ class Stage:
     opens: weight files that are needed from here on; their dense tensors are written first.
     dense: those tensors.
     stack: the layer whose experts are written then; None at the end.
-    last_of_shard: whether the next layer is in another file of the set.
+    is_last_of_shard: whether the next layer is in another file of the set.
     closes: weight files that nobody needs after this.
     """
 
     opens: tuple[str, ...]
     dense: tuple[TensorInfo, ...]
     stack: ExpertStack | None
-    last_of_shard: bool
+    is_last_of_shard: bool
     closes: tuple[str, ...]
+
+    def group_of(self, info: TensorInfo) -> str:
+        """Return which of `opens` one of the dense tensors is from."""
+        return info.file if info.file in self.opens else WHOLE
 
     @property
     def written_bytes(self) -> int:
@@ -76,10 +80,24 @@ def make_schedule(
             opens=tuple(files),
             dense=tuple(info for file in files for info in dense_of.get(file, ())),
             stack=stack,
-            last_of_shard=stack is not None and stack.layer in last_layers,
+            is_last_of_shard=stack is not None and stack.layer in last_layers,
             closes=tuple(sorted(file for file, last in last_use.items() if last == at)),
         )
         for at, (files, stack) in enumerate(zip(opens, [*stacks, None], strict=True))
+    ]
+
+
+def without_done(
+    stages: Sequence[Stage], groups: Collection[str], layers: Collection[int]
+) -> list[Stage]:
+    """Return the stages less what is done: dense tensors of `groups`, experts of `layers`."""
+    return [
+        replace(
+            stage,
+            dense=tuple(info for info in stage.dense if stage.group_of(info) not in groups),
+            stack=stage.stack if stage.stack and stage.stack.layer not in layers else None,
+        )
+        for stage in stages
     ]
 
 

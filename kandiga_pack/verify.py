@@ -11,9 +11,9 @@ import numpy as np
 
 from formats import KexpError, verify_full, verify_index
 from formats.buffers import as_bytes
-from kandiga_pack.convert import iter_slices
 from kandiga_pack.errors import AlreadyQuantizedError, PackError
 from kandiga_pack.progress import NoProgress, Progress, piece_of_work
+from kandiga_pack.slices import iter_slices
 from kandiga_pack.sources.base import Source, TensorInfo
 from kandiga_pack.sources.container import ContainerSource
 from kandiga_pack.sources.converted import Quantization

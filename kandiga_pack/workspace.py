@@ -12,6 +12,8 @@ from formats.errors import os_errors
 from kandiga_pack.errors import PackError
 from kandiga_pack.journal import Journal
 
+WEIGHTS_SUFFIX = ".safetensors"
+
 
 class Workspace:
     """`DEST.partial`; a context manager.
@@ -22,6 +24,7 @@ class Workspace:
         journal    what is done
         set/       what becomes DEST
         source/    the checkpoint while its files come and go
+        downloads/ those that come from the Hub, by commit
 
     It goes when DEST is there, and when there is nothing in it worth keeping.
     """
@@ -31,6 +34,7 @@ class Workspace:
         self.folder = dest.with_name(f"{dest.name}.partial")
         self.set_folder = self.folder / "set"
         self.source_folder = self.folder / "source"
+        self.downloads_folder = self.folder / "downloads"
         self.is_done = False
         self._lock_fd = -1
 
@@ -44,7 +48,12 @@ class Workspace:
                 raise
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if error is not None and self.is_kept:
+            error.add_note(
+                f"what is done is kept in {self.folder}: run the same command to go on, or with "
+                "--restart to begin anew"
+            )
         self.journal.close()
         if self.is_done or not self.is_kept:
             self._remove()
@@ -53,17 +62,21 @@ class Workspace:
     @property
     def is_kept(self) -> bool:
         """Whether an interruption now would leave work that the same command takes up."""
-        return self.journal.has_work or any(self.source_folder.glob("downloads/*.safetensors"))
+        return self.journal.has_work or any(self.folder.glob(f"downloads/*/*{WEIGHTS_SUFFIX}"))
 
     @property
-    def is_finished_before(self) -> bool:
-        """Whether an earlier run renamed the set to DEST and was stopped before it tidied up."""
-        return self.journal.set_root is not None and not self.set_folder.exists()
+    def exists(self) -> bool:
+        """Whether an earlier run, or one at work, has made it."""
+        return self.folder.exists()
 
     def clear(self) -> None:
         """Remove everything that an earlier run left."""
-        for folder in (self.set_folder, self.source_folder):
+        for folder in (self.set_folder, self.source_folder, self.downloads_folder):
             shutil.rmtree(folder, ignore_errors=True)
+
+    def clear_set(self) -> None:
+        """Remove what an earlier run has packed."""
+        shutil.rmtree(self.set_folder, ignore_errors=True)
 
     def _remove(self) -> None:
         """Remove the folder, the lock last: whoever waits for it finds that it is gone."""

@@ -107,6 +107,10 @@ class CheckpointSource:
         """Return rows of axis 0; see base.Source.read."""
         return self.shards[self.tensors[name].file].read(name, start_row, num_rows)
 
+    def read_row(self, name: str, row: int, out: memoryview) -> None:
+        """Fill `out` with one row of axis 0 of a tensor. For any thread."""
+        self.shards[self.tensors[name].file].read_row(name, row, out)
+
     def close(self) -> None:
         """Close every shard."""
         for shard in self.shards.values():

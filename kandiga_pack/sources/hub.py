@@ -6,11 +6,10 @@ import re
 from pathlib import Path
 
 from kandiga_pack.errors import PackError, UnreadableError
-from kandiga_pack.sources.checkpoint import CheckpointSource
+from kandiga_pack.sources.checkpoint import SHARD_PATTERN, CheckpointSource
 
 # Everything but weights in other formats: what is downloaded is what will be packed.
-ALLOW_PATTERNS = [
-    "model*.safetensors",
+COMPANION_PATTERNS = [
     "*.json",
     "*.jsonl",
     "*.jinja",
@@ -21,6 +20,7 @@ ALLOW_PATTERNS = [
     "*.txt",
     "LICENSE*",
 ]
+ALLOW_PATTERNS = [SHARD_PATTERN, *COMPANION_PATTERNS]
 # Folders of a repository hold other formats of the same model (original/, onnx/).
 IGNORE_PATTERNS = ["*/*"]
 

@@ -72,7 +72,7 @@ def _open_file(path: Path, quantization: Quantization | None) -> Source:
 
 def _in_mlx_layout(source: CheckpointSource, quantization: Quantization | None) -> Source:
     try:
-        if quantization is None and _is_mlx_layout(source):
+        if quantization is None and is_mlx_layout(source):
             return source
         _need_experts(source)
         return ConvertedSource(source, quantization)
@@ -87,7 +87,7 @@ def _need_experts(source: CheckpointSource) -> None:
         raise none_found(source.tensors, source.config, source.name)
 
 
-def _is_mlx_layout(source: CheckpointSource) -> bool:
+def is_mlx_layout(source: CheckpointSource) -> bool:
     """Tell a checkpoint written by mlx from one published by transformers.
 
     Both may hold 3-D tensors called up_proj.weight (Step 3.5 is published so), and its norms mean

@@ -39,6 +39,7 @@ class SafetensorsFile:
         header: the JSON of the header as stored, padding included.
         metadata: its `__metadata__` entry.
         tensors: TensorInfo by name, in the order of their bytes.
+        size_bytes: of the whole file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -51,6 +52,18 @@ class SafetensorsFile:
         self.tensors = {name: _tensor_info(name, entry, path) for name, entry in ordered}
         self._extents = {name: _extent(entry, start_bytes) for name, entry in ordered}
         self._fd = os.open(path, os.O_RDONLY)
+        self.size_bytes = os.fstat(self._fd).st_size
+
+    def withhold(self) -> None:
+        """Close the file, whose bytes are not there: a read is then refused until `reopen`."""
+        self.close()
+
+    def reopen(self) -> None:
+        """Open the file again; PackError if it is not the one whose header was read."""
+        if _read_header(self.path) != self.header:
+            raise PackError(f"{self.path}: its header is another one than when it was first read")
+        self.close()
+        self._fd = os.open(self.path, os.O_RDONLY)
 
     def read(self, name: str, start_row: int = 0, num_rows: int | None = None) -> np.ndarray:
         """Return rows of axis 0 as a fresh C-contiguous array; see Source.read."""
@@ -68,9 +81,22 @@ class SafetensorsFile:
         )
         return raw.view(dtype).reshape(num_rows, *info.shape[1:])
 
+    def read_row(self, name: str, row: int, out: memoryview) -> None:
+        """Fill `out` with one row of axis 0, as `read` gives it. For any thread."""
+        info, extent = self.tensors[name], self._extents[name]
+        if not 0 <= row < info.shape[0] or len(out) != info.row_bytes:
+            raise IndexError(f"{name}: {len(out)} bytes of row {row} of {info.shape}")
+        self._read_at(name, extent.offset_bytes + row * info.row_bytes, out)
+
     def _read_bytes(self, name: str, offset_bytes: int, length_bytes: int) -> np.ndarray:
         data = np.empty(length_bytes, np.uint8)
-        view, done = as_bytes(data), 0
+        self._read_at(name, offset_bytes, as_bytes(data))
+        return data
+
+    def _read_at(self, name: str, offset_bytes: int, view: memoryview) -> None:
+        if self._fd < 0:
+            raise PackError(f"{self.path}: tensor {name} is wanted, but the file is not here")
+        length_bytes, done = len(view), 0
         while done < length_bytes:
             count = os.preadv(self._fd, [view[done:]], offset_bytes + done)
             if count == 0:
@@ -79,7 +105,6 @@ class SafetensorsFile:
                     "the file, which shrank while it was read; download it again"
                 )
             done += count
-        return data
 
     def close(self) -> None:
         """Close the file. Safe to call twice."""

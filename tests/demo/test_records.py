@@ -110,5 +110,5 @@ def test_ctrl_c_while_packing(whole: Path, tmp_path: Path) -> None:
     shutil.copytree(whole, tmp_path / whole.name, copy_function=os.link)
     recorded = whole.with_name(f"{whole.name}.done.json")
     shutil.copy(recorded, tmp_path)
-    interrupt(["demo"], tmp_path, "*.partial-*/*.kexp")
+    interrupt(["demo"], tmp_path, "*.partial/set/*.kexp")
     assert {path.name for path in tmp_path.iterdir()} == {whole.name, recorded.name}

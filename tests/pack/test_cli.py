@@ -159,7 +159,7 @@ def test_stopped_half_way(
         stderr=subprocess.PIPE,
         text=True,
     )
-    while process.poll() is None and not list(tmp_path.glob("out.partial-*/model*")):
+    while process.poll() is None and not list(tmp_path.glob("out.partial*/**/model*")):
         time.sleep(0.001)
     process.send_signal(stop)
     _, stderr = process.communicate(timeout=60)

@@ -91,7 +91,7 @@ def test_quantizing(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "mlx"})
     code = (
         "import sys; from kandiga_pack import Quantization, open_source\n"
-        "from kandiga_pack.convert import iter_slices\n"
+        "from kandiga_pack.slices import iter_slices\n"
         f"{STATUS}"
         "source = open_source(sys.argv[1], quantization=Quantization(4))\n"
         "before = status('VmHWM')\n"
