@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from formats import ShardCheckpoint
+from formats import KexpError, ShardCheckpoint
 from formats.durable import flush_folder, flush_to_disk, write_at
 from formats.errors import os_errors
 
@@ -47,6 +47,7 @@ class Journal:
             self._end += len(line)
 
     def _clear(self) -> None:
+        self._is_appending = False
         self.request: Record | None = None
         self.checkpoints: dict[int, ShardCheckpoint] = {}
         self.groups: set[str] = set()
@@ -57,7 +58,7 @@ class Journal:
     @property
     def has_work(self) -> bool:
         """Whether anything was done that would have to be done again."""
-        return bool(self.checkpoints or self.freed or self.set_root)
+        return bool(self.checkpoints or self.freed or self.set_root or self._is_appending)
 
     def forget(self) -> None:
         """Empty the file."""
@@ -97,6 +98,17 @@ class Journal:
         self._append({"kind": "ready", "set_root": set_root})
 
     def _append(self, record: Record) -> None:
+        # Stays set when Ctrl-C comes between the file and the attributes: the file counts.
+        self._is_appending = record["kind"] != "begin"
+        try:
+            self._write(record)
+        except KexpError:
+            self._is_appending = False
+            raise
+        self._apply(record)
+        self._is_appending = False
+
+    def _write(self, record: Record) -> None:
         text = json.dumps(record, sort_keys=True).encode()
         line = b"%08x %b\n" % (zlib.crc32(text), text)
         with os_errors(self._path, "written"):
@@ -104,7 +116,6 @@ class Journal:
             write_at(self._fd, line, self._end)
             flush_to_disk(self._fd)
         self._end += len(line)
-        self._apply(record)
 
     def _apply(self, record: Record) -> None:
         match record:
