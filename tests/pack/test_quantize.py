@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import sys
 from pathlib import Path
 
 import mlx.core as mx
@@ -12,7 +11,7 @@ from mlx_lm import convert as mlx_lm_convert
 from mlx_lm.models import mixtral
 
 from checkpoints import make_checkpoint
-from kandiga_pack import PackError, Quantization, convert, export, verify
+from kandiga_pack import PackError, Quantization, convert, export, slices, verify
 from kandiga_pack.sources.converted import dense, experts
 from published import PUBLISHERS, make_published
 
@@ -103,7 +102,7 @@ def test_dense_tensors_converted_by_rows(
     """The real path of large embedding tables, a few rows at a time."""
     monkeypatch.setattr(dense, "BY_ROWS_BYTES", 0)
     monkeypatch.setattr(dense, "SLICE_BYTES", 1000)
-    monkeypatch.setattr(sys.modules[convert.__module__], "SLICE_BYTES", 3000)
+    monkeypatch.setattr(slices, "SLICE_BYTES", 3000)
     source = make_published(tmp_path / "source", layout)
     assert_same_as_mlx_lm(source, tmp_path, quantization)
 
