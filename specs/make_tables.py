@@ -165,7 +165,7 @@ def _dump(fields: Fields) -> str:
         at = 4096 + 80 * index
         tag = data[at : at + 4].decode()
         entry = structure("section_entry", at, f"section table, entry {index}: {tag}")
-        found[tag] = int(entry["offset"]), int(entry["stored_len"])  # type: ignore[call-overload]
+        found[tag] = int(entry["offset"]), int(entry["stored_len"])
     for tag in ("META", "DENS"):
         begin, length = found[tag]
         lines.append(f"-- {tag}, {length} bytes")
@@ -173,12 +173,12 @@ def _dump(fields: Fields) -> str:
     begin, _ = found["LAYT"]
     structure("layout_section_header", begin, "LAYT")
     layout = structure("layout_header", begin + 16, "LAYT, layout 0")
-    for part in range(int(layout["part_count"])):  # type: ignore[call-overload]
+    for part in range(int(layout["part_count"])):
         structure("part", begin + 48 + 32 * part, f"LAYT, layout 0, part {part}")
     begin, length = found["EXPT"]
     for row in range(length // 64):
         entry = structure("expert_entry", begin + 64 * row, f"EXPT, entry {row}")
-        at = int(entry["offset"])  # type: ignore[call-overload]
+        at = int(entry["offset"])
         lines.append(f"-- BLKS, block {row}: parts at 0 and 128, zeros to {at + 16384:06x}")
         show(at, at + 4, "fc1.weight")
         show(at + 128, at + 132, "fc2.weight")

@@ -425,7 +425,7 @@ def swiglu(bits: int, group: int = 32, scales: str = "bf16") -> Layout:
 
 
 PLAIN = Layout([Part("fc1", "weight", "f16", (1, 2)), Part("fc2", "weight", "f16", (2, 1))])
-DENSE = [("a", "u8", (3,), b"abc")]
+DENSE: list[tuple[str, str, tuple[int, ...], bytes]] = [("a", "u8", (3,), b"abc")]
 
 
 def counted(layer: int, expert: int, part: Part) -> bytes:
@@ -560,7 +560,7 @@ def valid_cases() -> list[Case]:
         "repository": "someone/tiny",
         "revision": None,
     }
-    spelled = {
+    spelled: dict[str, Any] = {
         "later.key_1-a": [True, None, -1, 9007199254740991, '"\\/\n\u0001\u007f\u2028ü😀'],
         "counts": {"experts": 1},
         "tensors": {"model.safetensors": ["a", "h.3.fc1.weight", "h.3.fc2.weight"]},
@@ -904,11 +904,15 @@ def manifest_cases() -> list[Case]:
         ("set-root", lambda m: m.update(set_root="0" * 64), "", "E_SET_ROOT"),
     ]
     record = {"name": "config.json", "sha256": "0" * 64, "size": 1}
+
+    def listed(name: str) -> Callable[[dict[str, Any]], Any]:
+        return lambda m: m["files"].append(record | {"name": name})
+
     for name in ("../config.json", ".hidden", "a/b", "", "a\n", "README.md", "a.safetensors", "ü"):
         edits.append(
             (
                 f"file-name-{len(edits)}",
-                lambda m, name=name: m["files"].append(record | {"name": name}),
+                listed(name),
                 f"a file called {name!r}",
                 "E_MANIFEST",
             )
