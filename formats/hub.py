@@ -199,6 +199,8 @@ class HubFiles:
         # Until the Hub has answered once, a failure is likely a missing network: say so at once.
         retries = 5 if self.num_requests else 0
         with http_stream_backoff("GET", url, headers=headers, max_retries=retries) as response:
+            with self._lock:
+                self.num_requests += 1 + len(response.history)
             if response.status_code >= 400:
                 response.read()
             hf_raise_for_status(response)
@@ -210,7 +212,6 @@ class HubFiles:
             message = f"{name} ended after {len(data)} of {wanted} bytes"
             raise HubError(errno.EIO, message, self.hub_id)
         with self._lock:
-            self.num_requests += 1 + len(response.history)
             self.num_bytes += len(data)
             self._sizes[name] = size
         return data

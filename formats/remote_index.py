@@ -64,7 +64,7 @@ def _fetch_manifest(files: HubFiles, folder: Path) -> Manifest:
     try:
         data = files.read(MANIFEST_NAME, 0, MAX_JSON_BYTES + 1)
     except HubError as error:
-        if _is_missing_entry(error):
+        if is_missing_entry(error):
             raise not_a_set(files.hub_id) from error
         raise
     path = folder / MANIFEST_NAME
@@ -73,7 +73,8 @@ def _fetch_manifest(files: HubFiles, folder: Path) -> Manifest:
     return manifest
 
 
-def _is_missing_entry(error: HubError) -> bool:
+def is_missing_entry(error: HubError) -> bool:
+    """Whether the repository is there and the file is not."""
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
     return isinstance(error.__cause__, RemoteEntryNotFoundError)

@@ -16,6 +16,7 @@ from kandiga_pack.errors import PackError
 from kandiga_pack.export import ExportSummary, export
 from kandiga_pack.inspect import inspect
 from kandiga_pack.publish import PublishSummary, publish
+from kandiga_pack.repair import RepairSummary, repair
 from kandiga_pack.sources.converted import Quantization
 from kandiga_pack.sources.open import open_source
 from kandiga_pack.verify import VerifyReport, verify
@@ -25,6 +26,7 @@ __all__ = [
     "ExportSummary",
     "PackError",
     "PublishSummary",
+    "RepairSummary",
     "Quantization",
     "VerifyReport",
     "convert",
@@ -32,5 +34,6 @@ __all__ = [
     "inspect",
     "open_source",
     "publish",
+    "repair",
     "verify",
 ]

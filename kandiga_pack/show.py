@@ -11,7 +11,11 @@ from kandiga_pack.convert import ConvertSummary, format_bytes
 from kandiga_pack.export import ExportSummary
 from kandiga_pack.output import two_columns
 from kandiga_pack.publish import PublishSummary
+from kandiga_pack.repair import RepairSummary
 from kandiga_pack.verify import VerifyReport
+
+# Of a list that may have thousands of entries.
+_MAX_LINES = 20
 
 
 def show_convert(summary: ConvertSummary, console: Console) -> None:
@@ -67,6 +71,34 @@ def show_export(summary: ExportSummary, console: Console) -> None:
             ],
         )
     )
+
+
+def show_repair(summary: RepairSummary, console: Console) -> None:
+    """Print what was damaged and what was done."""
+    if not summary.is_damaged:
+        console.print(f"{summary.path}: all right, nothing to repair")
+        return
+    for block in summary.blocks[:_MAX_LINES]:
+        console.print(f"{block['file']}: layer {block['layer']} expert {block['expert']}")
+    if len(summary.blocks) > _MAX_LINES:
+        console.print(f"... and {len(summary.blocks) - _MAX_LINES} experts more")
+    rows = [
+        ("experts", str(len(summary.blocks) or "")),
+        ("dense weights of", ", ".join(summary.dense)),
+        ("index of", ", ".join(summary.heads)),
+        ("length of", ", ".join(summary.resized)),
+        ("files", ", ".join(summary.files)),
+    ]
+    if not summary.dry_run:
+        requests = f" in {summary.requests} requests" if summary.requests else ""
+        rows += [
+            ("from", str(summary.source)),
+            ("read from it", format_bytes(summary.bytes_fetched) + requests),
+            ("written", format_bytes(summary.bytes_written)),
+            ("time", f"{summary.seconds:.1f} s; verified"),
+        ]
+    title = "damaged" if summary.dry_run else "repaired"
+    console.print(two_columns(f"{title}: {summary.path}", [row for row in rows if row[1]]))
 
 
 def show_publish(summary: PublishSummary, console: Console) -> None:
