@@ -20,10 +20,10 @@ from formats.reader import read_manifest
 from formats.remote_index import fetch_index, is_missing_entry
 from formats.sections import Section
 from formats.shard import Shard
-from kandiga_pack.convert import iter_slices
 from kandiga_pack.errors import AlreadyQuantizedError, PackError, UnreadableError
 from kandiga_pack.repair.damage import CHUNK_BYTES, Block, head_bytes
 from kandiga_pack.repair.rewrite import join
+from kandiga_pack.slices import iter_slices
 from kandiga_pack.sources.base import Source, TensorInfo
 from kandiga_pack.sources.converted import Quantization
 from kandiga_pack.sources.open import open_source
