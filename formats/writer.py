@@ -328,7 +328,9 @@ class SetWriter:
                 tuple(shard.record() for shard in self._shards),
                 tuple(each for each in self._records.values() if each.name not in UNPINNED_FILES),
             )
-            write_file(self._temp / MANIFEST_NAME, manifest.pack())
+            # Under its own name only when it is on the disk: with it, the set opens.
+            write_file(self._temp / f"{MANIFEST_NAME}.partial", manifest.pack())
+            (self._temp / f"{MANIFEST_NAME}.partial").rename(self._temp / MANIFEST_NAME)
             flush_folder(self._temp)
         open_set(self._temp).close()
         self._set_root = root.hex()
