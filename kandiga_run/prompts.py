@@ -167,8 +167,9 @@ def _load_tokenizer(folder: Path) -> Tokenizer:
             f"{path}: missing; the model needs its tokenizer in this form (transformers writes it: "
             "AutoTokenizer.from_pretrained(SOURCE).save_pretrained(FOLDER))"
         )
+    data = path.read_bytes()  # here, so that a file that cannot be read is told from a bad one
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_buffer(data)
     except Exception as error:  # the library raises nothing narrower
         raise RunError(f"{path}: not a tokenizer this version reads: {error}") from error
     # Files saved for training may cut or pad every text.

@@ -53,7 +53,7 @@ def _bring_in(shard: Shard, pieces: list[tuple[int, int]], watch: DenseWatch) ->
     pending = Pending(readers, RunStats())
     try:
         for offset, length in pieces:
-            pending.start(0, partial(_bring_in_piece, fd, whole, offset, length, watch))
+            pending.start(0, partial(_bring_in_piece, shard, fd, whole, offset, length, watch))
         while pending:
             pending.wait()
     finally:
@@ -64,12 +64,17 @@ def _bring_in(shard: Shard, pieces: list[tuple[int, int]], watch: DenseWatch) ->
 
 
 def _bring_in_piece(
-    fd: int, whole: memoryview, offset: int, length: int, watch: DenseWatch
+    shard: Shard, fd: int, whole: memoryview, offset: int, length: int, watch: DenseWatch
 ) -> None:
     with whole[offset : offset + length] as piece:
         address = address_of(piece)
         if absent_bytes(address, length):
-            read_into_page_cache(fd, offset, length)
+            try:
+                read_into_page_cache(fd, offset, length)
+            except EOFError:
+                raise shard.ended(offset) from None
+            except OSError as error:
+                raise shard.unreadable(error, offset) from error
         map_pages(address, length)
         watch.saw(offset, piece)
 

@@ -135,6 +135,33 @@ def test_cut_short_inside_a_page_gives_zeros_without_a_fault(folder: Path) -> No
     assert run(code, folder) == "E_FILE_SIZE"
 
 
+def test_a_page_that_could_not_be_read_is_placed(folder: Path) -> None:
+    """As when the disk fails: the file has its size and time, and a page raised SIGBUS."""
+    code = """
+    import ctypes
+    from kandiga_run.container import Model
+    from kandiga_run.experts.pages import address_of
+
+    model = Model.open(folder)
+    status = shards[0].stat()
+    extent = model.container.extent(1, 3)
+    os.truncate(shards[0], 4096)
+    address = address_of(memoryview(model.container.shards[0].mmap)) + extent.offset_bytes
+    assert ctypes.string_at(address + 5000, 100) == bytes(100)
+    os.truncate(shards[0], status.st_size)
+    os.utime(shards[0], ns=(status.st_atime_ns, status.st_mtime_ns))
+    try:
+        model.files.check()
+    except KexpError as error:
+        print(error)
+    model.close()
+    """
+    line = run(code, folder)
+    assert "model.kexp: layer 1 expert 3 at 0x" in line
+    assert "a page could not be read from the disk" in line
+    assert line.endswith("(E_IO)")
+
+
 @pytest.mark.parametrize("residency", ["mapped", "owned"])
 def test_a_deleted_container_goes_on_working(folder: Path, residency: str) -> None:
     code = """
