@@ -299,6 +299,7 @@ class Report:
         self.path = path
         self.level = level
         self.against = against
+        self.scope = "set"
         self.findings: list[Finding] = []
         self.unchecked: list[tuple[str, str]] = []
         self.counts: Counter[tuple[str, str]] = Counter()
@@ -352,6 +353,7 @@ class Report:
         """The shape of --json; the same set gives the same document."""
         return {
             "path": self.path,
+            "scope": self.scope,
             "level": self.level,
             "against": self.against,
             "verdict": self.verdict,
@@ -535,12 +537,15 @@ class UncachedFile:
 
 JSON_SPACE = re.compile(r"[ \t\n\r]*+")
 # Possessive, so that a long string is matched in constant memory.
-JSON_TOKEN = re.compile(
+JSON_TOKEN_PATTERN = (
     r"([{}\[\],:])"
     r'|"([^"\\\x00-\x1f]*+(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*+)*+)"'
     r"|(-?(?:0|[1-9][0-9]*+))((?:\.[0-9]++)?+(?:[eE][+-]?[0-9]++)?+)"
-    r"|(true|false|null)"
+    r"|true|false|null"
 )
+JSON_TOKEN = re.compile(JSON_TOKEN_PATTERN)
+# What Python's own json module writes, and so stands in config.json.
+PYTHON_JSON_TOKEN = re.compile(JSON_TOKEN_PATTERN + "|NaN|-?Infinity")
 JSON_ESCAPE = re.compile(r"\\(?:u....|.)")
 CANONICAL_ESCAPE = re.compile(r'\\(?:["\\bfnrt]|u00(?:0[0-7be]|1[0-9a-f]))')
 UNPAIRED_SURROGATE = re.compile(r"[\ud800-\udfff]")
@@ -570,6 +575,8 @@ class JsonScanner:
         self.text = text
         self.problem = problem
         self.canonical = canonical
+        self.max_depth = MAX_JSON_DEPTH
+        self.token = JSON_TOKEN
         self.state = "value"
         self.open: list[str] = []
         self.keys: list[set[str]] = []
@@ -583,7 +590,7 @@ class JsonScanner:
             position = self._skip_space(position)
             if position == len(self.text):
                 break
-            token = JSON_TOKEN.match(self.text, position)
+            token = self.token.match(self.text, position)
             if token is None or self.state == "end":
                 raise self._unexpected(position)
             self._step(token, position)
@@ -626,8 +633,8 @@ class JsonScanner:
     def _enter(self, mark: str, position: int) -> None:
         if self.state not in ("value", "value or end"):
             raise self._unexpected(position)
-        if len(self.open) == MAX_JSON_DEPTH:
-            message = f"nested deeper than {MAX_JSON_DEPTH}; not looked at beyond"
+        if len(self.open) == self.max_depth:
+            message = f"nested deeper than {self.max_depth}; not looked at beyond"
             raise JsonStop("E_JSON_VALUE", message, position)
         self._count()
         self.open.append(mark)
@@ -1646,7 +1653,10 @@ class TensorTable:
             return None
         dtype, shape = value.get("dtype"), value.get("shape")
         extent = value.get("data_offsets")
-        if not isinstance(dtype, str) or dtype not in DENSE_BITS:
+        if not isinstance(dtype, str):
+            self.say("E_DENSE", f"{label}: dtype is {shown(dtype)}, wanted a string", offset)
+            return None
+        if dtype not in DENSE_BITS:
             self.say("E_DTYPE", f"{label}: dtype {shown(dtype)} is not known", offset)
             return None
         if not isinstance(shape, list) or not all(is_int(size) for size in shape):
@@ -2102,30 +2112,18 @@ def check_config(kexp: KexpSet) -> None:
                 log("E_LIMIT", f"{file.size} bytes, wanted at most {MAX_JSON_BYTES}")
                 return
             text = file.read(0, file.size).decode("utf-8")
-        if nesting(text) > MAX_CONFIG_DEPTH:
-            log("E_CONFIG", f"nested deeper than {MAX_CONFIG_DEPTH}")
-            return
-        value = json.loads(text, parse_int=str, parse_float=str)
+        scanner = JsonScanner(text, lambda *_: None, canonical=False)
+        scanner.max_depth, scanner.token = MAX_CONFIG_DEPTH, PYTHON_JSON_TOKEN
+        scanner.run()
     except OSError:
         return  # reported where files were listed
-    except ValueError as error:
-        log("E_CONFIG", f"not JSON in UTF-8: {shown(str(error))}")
-        return
-    if not isinstance(value, dict):
-        log("E_CONFIG", "is not a JSON object")
-
-
-JSON_BRACKETS = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[{]|[\]}]', re.DOTALL)
-
-
-def nesting(text: str) -> int:
-    """How deep the brackets of a JSON text nest; of another text, something harmless."""
-    depth = deepest = 0
-    for found in JSON_BRACKETS.finditer(text):
-        mark = found.group()
-        depth += 1 if mark in "[{" else -1 if mark in "]}" else 0
-        deepest = max(deepest, depth)
-    return deepest
+    except (UnicodeDecodeError, JsonStop) as error:
+        log("E_CONFIG", f"not JSON in UTF-8: {error}")
+    except TooManyValues:
+        log.unchecked(f"more than {MAX_JSON_VALUES} JSON values: not parsed by this program")
+    else:
+        if not text.lstrip().startswith("{"):
+            log("E_CONFIG", "is not a JSON object")
 
 
 # --- Integrity -----------------------------------------------------------------------------------
@@ -2766,6 +2764,7 @@ def open_alone(path: Path, report: Report) -> KexpSet:
     with File(path) as file:
         check_framing(shard, file)
     report.files_checked += 1
+    report.scope = "file"
     return KexpSet(path.parent, report, None, [shard], complete=shard.is_only)
 
 
@@ -2791,6 +2790,7 @@ def print_report(report: Report, seconds: float, *, quiet: bool) -> None:
     total = report.num_findings
     found = f": {total} finding{'s' if total > 1 else ''}" if total else ""
     size = f"{report.files_checked} files, {report.bytes_checked / 1e9:.2f} GB"
+    found += " in this file by itself" if report.scope == "file" else ""
     print(f"{report.path}: {report.verdict}{found} (level {report.level}, {size}, {seconds:.1f} s)")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 import os
 import pty
@@ -68,6 +69,16 @@ def test_every_byte_is_read(shards: Path) -> None:
     report = validate(shards)
     assert report.files_checked == 6
     assert report.bytes_checked == sum(file.stat().st_size for file in shards.iterdir())
+
+
+def test_config_may_be_what_python_writes(folder: Path) -> None:
+    text = (
+        b'{"a": NaN, "b": [1.5, -Infinity, 1e400, -0], "a": "\\ud800", "c": 12345678901234567890}'
+    )
+    (folder / "config.json").write_bytes(text)
+    record = {"name": "config.json", "sha256": hashlib.sha256(text).hexdigest(), "size": len(text)}
+    change_manifest(folder, lambda manifest: manifest.update(files=[record]))
+    assert found(folder) == []
 
 
 def test_levels_include_one_another(folder: Path) -> None:
@@ -195,6 +206,7 @@ def test_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     }
     assert report == {
         "path": str(folder),
+        "scope": "set",
         "level": "integrity",
         "against": None,
         "verdict": "invalid",

@@ -6,6 +6,7 @@ import random
 import shutil
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -76,6 +77,46 @@ def mutate(shard: Container, random_: random.Random) -> str:
     return f"{form} at {at}: {before} -> {value & top}, {'sealed' if sealed else 'not sealed'}"
 
 
+ODD_VALUES: list[Any] = [None, True, 0, 1, -1, 3, 2**53 - 1, 2**53, 0.5, "", "x", "a" * 64]
+ODD_VALUES += ["F4", "F32", "\x7f\u20ac\n", [], [1], [0, 4], {}, {"a": 1}, [[]] * 3]
+
+
+def mutate_json(value: Any, random_: random.Random) -> str:
+    """Change one thing somewhere in a JSON document."""
+    path = []
+    while True:
+        keys = list(value) if isinstance(value, dict) else list(range(len(value)))
+        key = random_.choice(keys)
+        path.append(key)
+        child = value[key]
+        if not isinstance(child, dict | list) or not child or random_.random() < 0.3:
+            break
+        value = child
+    kind = random_.random()
+    odd = random_.choice(ODD_VALUES)
+    if kind < 0.15:
+        del value[key]
+    elif kind < 0.3 and isinstance(value, dict):
+        value[random_.choice(["", "A", "more", "sha256", "\ud7ff", "\U00010000"])] = odd
+    elif kind < 0.4 and isinstance(value, list):
+        value.insert(key, random_.choice([odd, child]))
+    else:
+        value[key] = odd
+    return f"{path}: {odd!r}"
+
+
+def mutate_document(shard: Container, random_: random.Random) -> str:
+    """Change META or the header of DENS, and put everything right around it."""
+    changes: list[str] = []
+    change = shard.change_meta if random_.random() < 0.6 else shard.change_dense
+    try:
+        change(lambda document: changes.append(mutate_json(document, random_)))
+        shard.seal()
+    except (AssertionError, KeyError):  # no room for it, or no dense_header left to put right
+        return "nothing"
+    return f"{change.__name__} {changes}"
+
+
 def reader_code(folder: Path) -> str | None:
     """The code with which the reader refuses a set, or None."""
     try:
@@ -94,7 +135,7 @@ def test_same_verdict(sound: Path, tmp_path: Path, seed: int) -> None:
     for _ in range(NUM_MUTATIONS // 10):
         shard = Container(sound)
         shard.folder = folder
-        change = mutate(shard, random_)
+        change = random_.choice([mutate, mutate, mutate_document])(shard, random_)
         shard.save()
         code = reader_code(folder)
         report = validate(folder)
