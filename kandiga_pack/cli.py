@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -210,8 +211,8 @@ def verify_command(
     if report.ok or output.json:
         output.result(report.as_dict(), lambda console: show.show_verify(report, console))
     if not report.ok:
-        described = describe(report.findings[0])
-        raise click.exceptions.Exit(described[1] if described else ExitCode.FAILED)
+        _, code = describe(report.findings[0])
+        raise click.exceptions.Exit(code)
 
 
 @cli.command("validate", epilog=VALIDATE_EPILOG)
@@ -336,15 +337,14 @@ def run(arguments: list[str] | None = None) -> ExitCode:
         return ExitCode(done.exit_code)
     except BrokenPipeError:  # `| head` has read enough; the interpreter would flush once more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitCode.FAILED
-    except click.UsageError as error:
+        return ExitCode.FAILED  # verify may not have told what it found
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         return ExitCode.USAGE
     except (Exception, KeyboardInterrupt) as error:
-        described = describe(error)
-        if described is None or state["debug"]:
-            raise
-        message, code = described
+        if state["debug"]:
+            traceback.print_exception(error, file=sys.stderr)
+        message, code = describe(error)
         state["output"].error(message, code)
         return code
     return ExitCode.OK

@@ -43,19 +43,16 @@ _FREE_SPACE = "free some space and run the command again"
 _FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-def describe(error: BaseException) -> tuple[str, ExitCode] | None:
-    """Return the line to print and the exit code, or None for a bug that deserves its traceback.
+def describe(error: BaseException) -> tuple[str, ExitCode]:
+    """Return the line to print and the exit code.
 
     Notes on the error (BaseException.add_note), such as what is kept, end the line.
     """
-    described = _describe(error)
-    notes: list[str] = getattr(error, "__notes__", [])
-    if described is None or not notes:
-        return described
-    return "; ".join([described[0], *notes]), described[1]
+    line, code = _describe(error)
+    return "; ".join([line, *getattr(error, "__notes__", [])]), code
 
 
-def _describe(error: BaseException) -> tuple[str, ExitCode] | None:
+def _describe(error: BaseException) -> tuple[str, ExitCode]:
     match error:
         case PackError():
             return str(error), error.exit_code
@@ -68,12 +65,19 @@ def _describe(error: BaseException) -> tuple[str, ExitCode] | None:
             left = "" if hasattr(error, "__notes__") else "; nothing was left behind"
             return f"interrupted{left}", ExitCode.INTERRUPTED
         case click.ClickException():
-            return error.format_message(), ExitCode.USAGE
+            return _describe_usage_error(error), ExitCode.USAGE
         case OSError():
             return _describe_os_error(error)
         case MemoryError():
             return "not enough memory", ExitCode.FAILED
-    return None
+    what = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"internal error: {what} (--debug shows where; please report it)", ExitCode.FAILED
+
+
+def _describe_usage_error(error: click.ClickException) -> str:
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "kandiga-pack"
+    return f"{error.format_message()} (see {command} --help)"
 
 
 def _describe_os_error(error: OSError) -> tuple[str, ExitCode]:

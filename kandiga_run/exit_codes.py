@@ -1,20 +1,36 @@
-"""Exit codes of `kandiga-run`, part of its interface."""
+"""What `kandiga-run` tells the shell.
+
+`kandiga-pack` has codes of its own with the same numbers: sharing them would make one of the two
+commands import the other, or `formats` know about commands.
+"""
+
+from __future__ import annotations
 
 from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """How a command ended; 130 is what shells use for a process ended by Ctrl-C."""
+    """Exit status of `kandiga-run`; the help of every command lists them."""
 
     OK = 0
-    #: Bad input, a damaged container, a choice that cannot work.
     FAILED = 1
-    #: The command line itself is wrong.
     USAGE = 2
-    #: A file is missing or cannot be read.
     UNREADABLE = 3
     INTERRUPTED = 130
 
+    @property
+    def meaning(self) -> str:
+        """One line for the help text."""
+        return _MEANINGS[self]
 
-#: The last lines of every --help.
-HELP = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 file missing or unreadable, 130 interrupted."
+
+_MEANINGS = {
+    ExitCode.OK: "done",
+    ExitCode.FAILED: "bad input, damaged container, or a choice that cannot work",
+    ExitCode.USAGE: "the command line is wrong",
+    ExitCode.UNREADABLE: "something named is missing or may not be read",
+    ExitCode.INTERRUPTED: "stopped by Ctrl-C",
+}
+
+#: The last lines of every --help; click keeps the lines of blocks marked `\b`.
+HELP = "\b\nExit codes:\n" + "\n".join(f"  {code.value:>3}  {code.meaning}" for code in ExitCode)

@@ -313,7 +313,29 @@ def test_json_carries_the_error(
     assert answer["error"] in stderr
 
 
-def test_debug_shows_the_traceback(source: Path, tmp_path: Path) -> None:
+def test_debug_shows_the_traceback(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     edit_config(source, num_experts=9)
-    with pytest.raises(Exception, match="holds 8 experts"):
-        run(["convert", str(source), str(tmp_path / "packed"), "--debug"])
+    arguments = ["convert", str(source), str(tmp_path / "packed"), "--debug"]
+    assert run(arguments) == ExitCode.FAILED
+    stderr = capsys.readouterr().err
+    assert stderr.startswith("Traceback")
+    assert "holds 8 experts" in stderr.splitlines()[-1]
+
+
+def test_bugs_are_one_line_too(
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise LookupError("two\nlines")
+
+    monkeypatch.setattr("kandiga_pack.cli.convert", fail)
+    assert run(["convert", str(source), str(tmp_path / "packed")]) == ExitCode.FAILED
+    assert capsys.readouterr().err == (
+        "kandiga-pack: internal error: LookupError: two lines "
+        "(--debug shows where; please report it)\n"
+    )

@@ -97,7 +97,10 @@ def test_help_has_examples_and_exit_codes(verb: str, capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize("arguments", [["convert"], ["nonsense"], ["verify", "x", "--level", "9"]])
 def test_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(arguments) == ExitCode.USAGE
-    assert "Error: " in capsys.readouterr().err
+    stderr = capsys.readouterr().err
+    assert stderr.startswith("kandiga-pack: ")
+    assert stderr.endswith(" --help)\n")
+    assert stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("verb", ["verify", "inspect", "export"])

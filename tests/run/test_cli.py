@@ -27,8 +27,8 @@ from kandiga_run.prompts import Prompts
 from packed import PackedModels
 
 COMMAND = [sys.executable, "-m", "kandiga_run.cli"]
-# A process that hangs must fail its test; nothing here takes more than seconds.
-TIMEOUT_SECONDS = 30
+# A process that hangs must fail its test; on a busy machine one may take many seconds.
+TIMEOUT_SECONDS = 120
 ENDLESS = ("--max-tokens", "1000000", "--context", "2000000")
 
 
@@ -522,6 +522,16 @@ class Terminal:
             self.unread += piece
         self.unread = self.unread.partition(text)[2]
 
+    def wait_for_answer(self) -> None:
+        """Wait until Ctrl-C is a signal again, not a key of the line editor, and text comes."""
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        while not termios.tcgetattr(self._fd)[LOCAL_MODES] & termios.ISIG:
+            assert time.monotonic() < deadline, "the line editor still has the terminal"
+            time.sleep(0.001)
+        while self._read(0):  # what the line editor has written
+            pass
+        assert self._read(TIMEOUT_SECONDS), "no answer"
+
     def enter(self, text: str) -> None:
         """Type at the next prompt; before it the keys would reach a terminal in another mode."""
         self.wait_for(LINE_BEGINS)
@@ -555,6 +565,7 @@ def _take_terminal() -> None:
 
 
 CTRL_C, CTRL_D, BACKSPACE, ARROW_UP = "\x03", "\x04", "\x7f", "\x1b[A"
+LOCAL_MODES = 3  # in what termios.tcgetattr returns
 # What prompt_toolkit writes when a line begins and when it is done: bracketed paste on and off.
 LINE_BEGINS, LINE_DONE = "\x1b[?2004h", "\x1b[?2004l"
 
@@ -575,7 +586,7 @@ class TestChatOnATerminal:
         for _ in range(2):
             terminal.enter("Hello\r")
             terminal.wait_for(LINE_DONE)
-            time.sleep(0.5)  # some tokens of an answer that does not end by itself
+            terminal.wait_for_answer()
             terminal.press(CTRL_C)
             terminal.wait_for("stopped")
         terminal.enter("/stats\r")
