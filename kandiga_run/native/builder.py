@@ -15,7 +15,7 @@ from kandiga_run.native.blocks.embedding import embedding_and_head
 from kandiga_run.native.blocks.moe import MoE, SharedExpert
 from kandiga_run.native.blocks.norm import RMSNorm
 from kandiga_run.native.blocks.router import Router, RoutingMode
-from kandiga_run.native.decoder import Decoder, Layer
+from kandiga_run.native.decoder import Decoder, FeedForward, Layer, Mixer
 from kandiga_run.native.scratch import Scratch
 from kandiga_run.native.weights import Weights
 
@@ -81,20 +81,29 @@ class Builder:
         )
         return MoE(router, self.store, layer, layout, used, self.scratch, shared_expert)
 
+    def layer(self, name: str, mixer: Mixer, feed_forward: FeedForward, eps: float) -> Layer:
+        """Return a layer whose two norms have the names that all native families give them."""
+        hidden_size = self.model.text_config.positive("hidden_size")
+        return Layer(
+            self.norm(f"{name}.input_layernorm", hidden_size, eps),
+            mixer,
+            self.norm(f"{name}.post_attention_layernorm", hidden_size, eps),
+            feed_forward,
+        )
+
     def decoder(
-        self,
-        layers: Sequence[Layer],
-        *,
-        trunk: str,
-        head: str,
-        vocab_size: int,
-        hidden_size: int,
-        eps: float,
-        tied: bool,
+        self, layers: Sequence[Layer], eps: float, *, trunk: str = "model", head: str = "lm_head"
     ) -> Decoder:
         """Put embedding, layers, norm and head together; every tensor must have found a place."""
+        config = self.model.text_config
+        hidden_size = config.positive("hidden_size")
         embedding, lm_head = embedding_and_head(
-            self.weights, f"{trunk}.embed_tokens", head, vocab_size, hidden_size, tied
+            self.weights,
+            f"{trunk}.embed_tokens",
+            head,
+            config.positive("vocab_size"),
+            hidden_size,
+            config.flag("tie_word_embeddings", False),
         )
         norm = self.norm(f"{trunk}.norm", hidden_size, eps)
         self.weights.check_all_used()

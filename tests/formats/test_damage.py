@@ -9,28 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from containers import install, reseal, section_entries, write_set
+from containers import install, reseal, section_entries
 from formats import KexpError, open_set, verify_full, verify_index
 
 # Bits are sampled, one for each byte that is looked at: all of them would take minutes.
 SEED = 20_261_123
-
-
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    dest = tmp_path_factory.mktemp("pristine") / "model"
-    write_set(dest)
-    return dest
-
-
-@pytest.fixture
-def folder(pristine: Path, tmp_path: Path) -> Path:
-    """A copy of the set that a test may damage."""
-    copy = tmp_path / "model"
-    copy.mkdir()
-    for file in pristine.iterdir():
-        (copy / file.name).write_bytes(file.read_bytes())
-    return copy
 
 
 def flip(file: Path, offset: int, bit: int) -> None:

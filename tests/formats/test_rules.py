@@ -20,27 +20,10 @@ from containers import (
     section_bodies,
     section_bytes,
     section_entries,
-    write_set,
 )
 from formats import KexpError, open_set, verify_full
 
 Damage = Callable[[bytearray], None]
-
-
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    dest = tmp_path_factory.mktemp("pristine") / "model"
-    write_set(dest)
-    return dest
-
-
-@pytest.fixture
-def folder(pristine: Path, tmp_path: Path) -> Path:
-    copy = tmp_path / "model"
-    copy.mkdir()
-    for file in pristine.iterdir():
-        (copy / file.name).write_bytes(file.read_bytes())
-    return copy
 
 
 def poke(offset: int, layout: str, *values: Any, tag: str | None = None) -> Damage:

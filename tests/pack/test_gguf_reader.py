@@ -39,10 +39,10 @@ def key(name: bytes, kind: int, value: bytes) -> bytes:
 
 def refused(path: Path, data: bytes) -> str:
     path.write_bytes(data)
-    start = time.monotonic()
+    start = time.thread_time()
     with pytest.raises(PackError) as caught:
         open_gguf(path)
-    assert time.monotonic() - start < REFUSAL_SECONDS
+    assert time.thread_time() - start < REFUSAL_SECONDS
     message = str(caught.value)
     assert message.startswith(path.name)
     assert "\n" not in message

@@ -186,8 +186,9 @@ class TestStats:
 
         generation = start(encode(TEXT), replace(OPTIONS, max_tokens=4))
         for _ in generation:
-            sleep(0.05)
-        assert generation.stats.decode_seconds < 0.05
+            sleep(0.1)
+        # Three steps follow a pause; the model itself takes microseconds, a busy machine longer.
+        assert generation.stats.decode_seconds < 0.25
 
     def test_one_token_has_no_decode_speed(self) -> None:
         generation = start(encode(TEXT), replace(OPTIONS, max_tokens=1))

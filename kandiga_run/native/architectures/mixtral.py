@@ -8,7 +8,7 @@ from __future__ import annotations
 from kandiga_run.native.blocks.attention import Attention, AttentionShape
 from kandiga_run.native.blocks.rope import Rope, rope_number, rope_scale
 from kandiga_run.native.builder import Builder
-from kandiga_run.native.decoder import Decoder, Layer
+from kandiga_run.native.decoder import Decoder
 
 
 def build(builder: Builder) -> Decoder:
@@ -44,20 +44,6 @@ def build(builder: Builder) -> Decoder:
             top_k=config.positive("num_experts_per_tok"),
             routing="topk_then_softmax",
         )
-        layers.append(
-            Layer(
-                builder.norm(f"{name}.input_layernorm", hidden_size, eps),
-                Attention(builder.weights, f"{name}.self_attn", shape, rope, builder.scratch),
-                builder.norm(f"{name}.post_attention_layernorm", hidden_size, eps),
-                moe,
-            )
-        )
-    return builder.decoder(
-        layers,
-        trunk="model",
-        head="lm_head",
-        vocab_size=config.positive("vocab_size"),
-        hidden_size=hidden_size,
-        eps=eps,
-        tied=config.flag("tie_word_embeddings", False),
-    )
+        attention = Attention(builder.weights, f"{name}.self_attn", shape, rope, builder.scratch)
+        layers.append(builder.layer(name, attention, moe, eps))
+    return builder.decoder(layers, eps)

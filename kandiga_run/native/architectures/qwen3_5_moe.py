@@ -40,15 +40,8 @@ def build(builder: Builder) -> Decoder:
     trunk, head = _find_language_model(weights)
     weights.ignore(*_OTHER_MODULES)
     parts = HybridParts(builder, config, rope, SeparateProjection, norm_topk_prob=True)
-    return builder.decoder(
-        parts.layers(trunk),
-        trunk=trunk,
-        head=head,
-        vocab_size=config.positive("vocab_size"),
-        hidden_size=hidden_size,
-        eps=config.number("rms_norm_eps", 1e-6),
-        tied=config.flag("tie_word_embeddings", False),
-    )
+    eps = config.number("rms_norm_eps", 1e-6)
+    return builder.decoder(parts.layers(trunk), eps, trunk=trunk, head=head)
 
 
 def _find_language_model(weights: Weights) -> tuple[str, str]:

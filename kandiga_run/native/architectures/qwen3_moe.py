@@ -7,7 +7,7 @@ from kandiga_run.native.blocks.mlp import MLP
 from kandiga_run.native.blocks.rope import Rope, rope_number, rope_scale
 from kandiga_run.native.blocks.router import routing_mode
 from kandiga_run.native.builder import Builder, has_experts
-from kandiga_run.native.decoder import Decoder, FeedForward, Layer
+from kandiga_run.native.decoder import Decoder, FeedForward
 
 
 def build(builder: Builder) -> Decoder:
@@ -49,20 +49,6 @@ def build(builder: Builder) -> Decoder:
     layers = []
     for layer in range(config.positive("num_hidden_layers")):
         name = f"model.layers.{layer}"
-        layers.append(
-            Layer(
-                builder.norm(f"{name}.input_layernorm", hidden_size, eps),
-                Attention(builder.weights, f"{name}.self_attn", shape, rope, builder.scratch),
-                builder.norm(f"{name}.post_attention_layernorm", hidden_size, eps),
-                feed_forward(layer, f"{name}.mlp"),
-            )
-        )
-    return builder.decoder(
-        layers,
-        trunk="model",
-        head="lm_head",
-        vocab_size=config.positive("vocab_size"),
-        hidden_size=hidden_size,
-        eps=eps,
-        tied=config.flag("tie_word_embeddings", False),
-    )
+        attention = Attention(builder.weights, f"{name}.self_attn", shape, rope, builder.scratch)
+        layers.append(builder.layer(name, attention, feed_forward(layer, f"{name}.mlp"), eps))
+    return builder.decoder(layers, eps)

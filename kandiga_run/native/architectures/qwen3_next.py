@@ -49,13 +49,11 @@ class HybridParts:
         ]
 
     def _layer(self, layer: int, name: str) -> Layer:
-        hidden_size = self.config.positive("hidden_size")
-        eps = self.config.number("rms_norm_eps", 1e-6)
-        return Layer(
-            self.builder.norm(f"{name}.input_layernorm", hidden_size, eps),
+        return self.builder.layer(
+            name,
             self._mixer(layer, name),
-            self.builder.norm(f"{name}.post_attention_layernorm", hidden_size, eps),
             self._feed_forward(layer, f"{name}.mlp"),
+            self.config.number("rms_norm_eps", 1e-6),
         )
 
     def _mixer(self, layer: int, name: str) -> Mixer:
@@ -96,15 +94,7 @@ def build(builder: Builder) -> Decoder:
     rope = Rope(rotary_dim, rope_number(config, "rope_theta"), scale=rope_scale(config))
     builder.weights.ignore("mtp.")  # multi-token prediction head: packed, not computed
     parts = HybridParts(builder, config, rope, FusedProjection, norm_topk_prob=False)
-    return builder.decoder(
-        parts.layers("model"),
-        trunk="model",
-        head="lm_head",
-        vocab_size=config.positive("vocab_size"),
-        hidden_size=config.positive("hidden_size"),
-        eps=config.number("rms_norm_eps"),
-        tied=config.flag("tie_word_embeddings", False),
-    )
+    return builder.decoder(parts.layers("model"), config.number("rms_norm_eps"))
 
 
 def norm_offset(weights: Weights) -> float:
