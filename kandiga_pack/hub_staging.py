@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from formats.durable import hash_file
 from formats.errors import os_errors
 from formats.hub import HubFiles, HubId, hub_errors
 from kandiga_pack.errors import PackError
@@ -43,6 +45,7 @@ class StreamedRepository:
     def __init__(self, hub_id: HubId, folder: Path, downloads: Path, journal: Journal) -> None:
         self._journal = journal
         self._folder = folder
+        _keep_logs_clean()
         with hub_errors(hub_id):
             commit = _commit_of(hub_id)
             self._hub_id = HubId(hub_id.repository, commit)
@@ -51,7 +54,7 @@ class StreamedRepository:
         self.identities = {name: list(facts) for name, facts in self._files.items()}
         self._downloads = downloads / commit
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="hub-download")
-        self._coming: dict[str, Future[Path]] = {}
+        self._coming: dict[str, Future[tuple[Path, str]]] = {}
         with os_errors(folder, "filled"):
             for other in downloads.glob("*"):
                 if other != self._downloads:
@@ -73,20 +76,18 @@ class StreamedRepository:
 
     def _stage(self, name: str, ranges: HubFiles) -> None:
         """Put a weight file's link or stub into the staged folder."""
-        present = _in_cache(self._hub_id, name)
-        if present is None and (self._downloads / name).is_file():
-            present = self._downloads / name
-        if present is not None and name not in self._journal.freed:
-            (self._folder / name).symlink_to(present)
+        cached = _in_cache(self._hub_id, name)
+        if cached is not None and name not in self._journal.freed:
+            (self._folder / name).symlink_to(cached)
             return
         header = _read_header(ranges, name)
         write_stub(self._folder / name, header, self._files[name][0])
 
     @property
     def to_fetch(self) -> Mapping[str, int]:
-        """Every weight file that is not here."""
+        """Every weight file that is not in use yet; of no size if an earlier run has fetched it."""
         return {
-            name: shard.size_bytes
+            name: 0 if (self._downloads / name).exists() else shard.size_bytes
             for name, shard in self.source.shards.items()
             if not shard.path.is_symlink() and name not in self._journal.freed
         }
@@ -104,16 +105,16 @@ class StreamedRepository:
         path = self._folder / name
         return path.is_symlink() and path.readlink().parent == self._downloads
 
-    def fetch(self, name: str, following: str | None) -> None:
+    def fetch(self, name: str, following: str | None) -> str | None:
         """Wait for a weight file, and begin with the next one if the disk has room to spare.
 
         Raises:
             HubError: it cannot be downloaded.
-            PackError: it is not the file whose header was read.
+            PackError: it came damaged, or is not the file whose header was read.
         """
         if name not in self.to_fetch:
-            return
-        path = self._begin(name).result()
+            return None
+        path, digest = self._begin(name).result()
         link = self._folder / name
         with os_errors(link, "linked"):
             link.unlink()
@@ -123,51 +124,63 @@ class StreamedRepository:
             free_bytes = shutil.disk_usage(self._folder).free
             if free_bytes > self.to_fetch[following] + _SPARE_BYTES + self._still_to_come():
                 self._begin(following)
+        return digest
 
     def _still_to_come(self) -> int:
         """Return at least as many bytes as the set will still grow by."""
         return sum(self.to_fetch.values()) + max(self.to_free.values(), default=0)
 
-    def _begin(self, name: str) -> Future[Path]:
+    def _begin(self, name: str) -> Future[tuple[Path, str]]:
         if name not in self._coming:
             self._coming[name] = self._thread.submit(self._download, name)
         return self._coming[name]
 
-    def _download(self, name: str) -> Path:
+    def _download(self, name: str) -> tuple[Path, str]:
+        """Return where the file is and its SHA-256, which is the one that the Hub states."""
         from huggingface_hub import hf_hub_download
 
         with hub_errors(self._hub_id):
-            path = hf_hub_download(
-                self._hub_id.repository,
-                name,
-                revision=self._hub_id.revision,
-                local_dir=self._downloads,
+            path = Path(
+                hf_hub_download(
+                    self._hub_id.repository,
+                    name,
+                    revision=self._hub_id.revision,
+                    local_dir=self._downloads,
+                )
             )
-        return Path(path)
-
-    def check_digest(self, name: str, sha256: str) -> None:
-        """Raise PackError unless a downloaded file has the digest that the Hub states for it."""
+        with os_errors(path, "read"):
+            digest = hash_file(path)
         stated = self._files[name][1]
-        if stated is not None and stated != sha256:
+        if stated not in (None, digest):
+            path.unlink()  # else the client would take it for what it fetched
             raise PackError(
-                f"{self._hub_id.repository}: {name} has sha256 {sha256[:16]}..., the Hub states "
-                f"{stated[:16]}...; run the command again with --restart"
+                f"{self._hub_id.repository}: {name} came with sha256 {digest[:16]}..., the Hub "
+                f"states {stated[:16]}...; run the command again"
             )
+        return path, digest
 
     def free(self, name: str) -> None:
         """Remove a downloaded weight file."""
-        if name in self._journal.freed or not self._is_ours(name):
+        if name in self._journal.freed or name not in self.to_free:
             return
-        path = (self._folder / name).readlink()
-        replace_by_stub(self.source, name)
+        if self._is_ours(name):
+            replace_by_stub(self.source, name)
         self._journal.free(name)
-        with os_errors(path, "removed"):
-            path.unlink()
+        with os_errors(self._downloads / name, "removed"):
+            (self._downloads / name).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Close the checkpoint; a download under way is waited for, and can be taken up later."""
         self._thread.shutdown(cancel_futures=True)
         self.source.close()
+
+
+def _keep_logs_clean() -> None:
+    """Have huggingface_hub draw its bars on a terminal only, as ours are."""
+    from huggingface_hub.utils import disable_progress_bars
+
+    if not sys.stderr.isatty():
+        disable_progress_bars()
 
 
 def _commit_of(hub_id: HubId) -> str:

@@ -58,6 +58,10 @@ class SourceDigests:
         """Return {name: {"sha256", "size"}} with digests of the right length, not yet known."""
         return {name: {"sha256": _UNKNOWN, "size": size} for name, size in self._sizes.items()}
 
+    def know(self, name: str, sha256: str) -> None:
+        """Take over the digest of a file that somebody else has hashed."""
+        self._known[name] = sha256
+
     def start(self, name: str, path: Path) -> None:
         """Have a file hashed after those started before, unless its digest is known."""
         if name in self._known or name in self._hashes:

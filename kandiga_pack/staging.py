@@ -37,11 +37,12 @@ class Stage(Protocol):
     def to_free(self) -> Mapping[str, int]:
         """Size of each weight file that is removed when it is packed."""
 
-    def fetch(self, name: str, following: str | None) -> None:
-        """Have a weight file here; begin with the one `following` where there is room."""
+    def fetch(self, name: str, following: str | None) -> str | None:
+        """Have a weight file here; begin with the one `following` where there is room.
 
-    def check_digest(self, name: str, sha256: str) -> None:
-        """Raise PackError if a weight file is not what its publisher says, where that is known."""
+        Returns:
+            Its SHA-256 in hexadecimal if that is known.
+        """
 
     def free(self, name: str) -> None:
         """Remove a weight file, all of whose tensors are on the disk elsewhere."""
@@ -126,11 +127,8 @@ class ConsumedFolder:
             if name not in self._journal.freed
         }
 
-    def fetch(self, name: str, following: str | None) -> None:
+    def fetch(self, name: str, following: str | None) -> str | None:
         """Do nothing: everything is here."""
-
-    def check_digest(self, name: str, sha256: str) -> None:
-        """Do nothing: nobody has said what it should be."""
 
     def free(self, name: str) -> None:
         """Remove a weight file from the user's folder."""
