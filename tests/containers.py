@@ -11,7 +11,7 @@ import hashlib
 import json
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,8 +94,12 @@ def write_set(
     specs: Sequence[DenseSpec] = SPECS,
     shard_bytes: int = 1 << 30,
     seed: int = 0,
+    files: Mapping[str, bytes] | None = None,
 ) -> tuple[dict[str, bytes], dict[tuple[int, int], dict[tuple[str, str], bytes]]]:
-    """Write a set of random weights at `dest`; return its dense and expert bytes."""
+    """Write a set of random weights at `dest`; return its dense and expert bytes.
+
+    files: what else stands beside the shards, by name; config.json always does.
+    """
     rng = np.random.default_rng(seed)
     dense = {spec.name: random_bytes(rng, spec.length_bytes) for spec in specs}
     experts = {
@@ -111,6 +115,8 @@ def write_set(
             writer.write_dense(name, data)
         for (layer, expert), parts in experts.items():
             writer.write_expert(layer, expert, dict(parts))
+        for name, data in (files or {}).items():
+            writer.add_file(name, data)
         writer.commit()
     return dense, experts
 
