@@ -8,20 +8,38 @@ writers disagree; a fractional parameter is stored as a string.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import PurePath
 from typing import Any, NoReturn
 
-from formats.constants import MAX_JSON_BYTES, MAX_JSON_DEPTH, MAX_JSON_INT, MAX_STRING_BYTES
+from formats.constants import (
+    MAX_JSON_BYTES,
+    MAX_JSON_DEPTH,
+    MAX_JSON_INT,
+    MAX_JSON_VALUES,
+    MAX_STRING_BYTES,
+)
 from formats.errors import KexpError, in_file
 from formats.repeats import first_repeated
 
 # 2**53 - 1 has 16 digits; one more for the sign. Longer literals are refused before int() is paid.
 _MAX_INT_LITERAL = 17
 
+# Strings, to be stepped over; empty and other containers; commas. Possessive, so that a long string
+# is matched in constant memory.
+_COUNTED = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[{](?:[ \t\n\r]*+[\]}])?+|,', re.DOTALL)
+
 
 def encode(value: Any, *, what: str = "JSON") -> bytes:
     """Return the canonical bytes of `value`; KexpError E_JSON_* if it has none."""
     _check(value, what)
+    data = _spell(value, what)
+    if has_too_many_values(data):
+        raise _too_many_values(what)
+    return data
+
+
+def _spell(value: Any, what: str) -> bytes:
     text = json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     )
@@ -46,11 +64,34 @@ def decode(
     with in_file(file):
         if len(data) > MAX_JSON_BYTES:
             raise KexpError("E_LIMIT", f"{what} is {len(data)} bytes, at most {MAX_JSON_BYTES}")
+        if has_too_many_values(data):
+            raise _too_many_values(what)
         value = _parse(data, what)
         _check(value, what)
-        if canonical and encode(value, what=what) != data:
+        if canonical and _spell(value, what) != data:
             raise KexpError("E_JSON_CANONICAL", f"{what} is not in its canonical spelling")
     return value
+
+
+def has_too_many_values(data: bytes) -> bool:
+    """Whether a JSON text has more than MAX_JSON_VALUES values, keys not counted.
+
+    Found without parsing it, which is what must not be paid for: every value but the first follows
+    a comma or begins a container. Of a text that is no JSON the answer means nothing.
+    """
+    if data.count(b",") + data.count(b"[") + data.count(b"{") < MAX_JSON_VALUES:
+        return False
+    count = 1
+    for found in _COUNTED.finditer(data):
+        mark = found.group()
+        count += len(mark) == 1  # a comma, or a container that is not empty
+        if count > MAX_JSON_VALUES:
+            return True
+    return False
+
+
+def _too_many_values(what: str) -> KexpError:
+    return KexpError("E_JSON_VALUE", f"{what} has more than {MAX_JSON_VALUES} values")
 
 
 def _parse(data: bytes, what: str) -> Any:

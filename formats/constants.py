@@ -33,6 +33,8 @@ MAX_PARTS = 64
 MAX_BLOCK_BYTES = GIB
 MAX_JSON_BYTES = 16 * MIB
 MAX_JSON_DEPTH = 16
+# A parsed value takes fifty times the bytes of its text: 16 MiB of "[]," would be 800 MB.
+MAX_JSON_VALUES = 2**18
 # config.json is the source's own, and larger in every way than anything seen so far.
 MAX_CONFIG_DEPTH = 64
 MAX_JSON_INT = 2**53 - 1

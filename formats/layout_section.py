@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import PurePath
 
 from formats import dtypes
@@ -52,7 +53,13 @@ def _pack_part(part: Part) -> bytes:
 def parse_layouts(raw: bytes, *, file: PurePath) -> tuple[Layout, ...]:
     """Return the layouts in the raw bytes of a LAYT section; KexpError E_LAYOUT, E_DTYPE."""
     with in_file(file):
-        return tuple(_iter_layouts(raw))
+        return _parse(raw)
+
+
+# Every shard of a set has the same section; parsing the largest there can be takes half a second.
+@lru_cache(maxsize=1)
+def _parse(raw: bytes) -> tuple[Layout, ...]:
+    return tuple(_iter_layouts(raw))
 
 
 def _iter_layouts(raw: bytes) -> Iterator[Layout]:

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from formats import digests, dtypes
+from formats import canonical_json, digests, dtypes
 from formats.buffers import Buffer, as_bytes
-from formats.constants import EXPERT_ENTRY_BYTES, MAX_CONFIG_DEPTH, MAX_JSON_BYTES
+from formats.constants import EXPERT_ENTRY_BYTES, MAX_CONFIG_DEPTH, MAX_JSON_BYTES, MAX_JSON_VALUES
 from formats.dense import DenseTensor
 from formats.errors import KexpError, os_errors, short
 from formats.expert_index import ENTRY, Entries, ExpertExtent, LayerRows
@@ -234,8 +234,10 @@ def parse_config(data: bytes, path: Path) -> dict[str, Any]:
 
     Unlike our own JSON it may have fractions, and the Infinity that some models' configs have.
     """
+    if canonical_json.has_too_many_values(data):
+        raise KexpError("E_CONFIG", f"has more than {MAX_JSON_VALUES} values", file=path)
     try:
-        config = json.loads(data.decode("utf-8"))
+        config = json.loads(data.decode("utf-8"), parse_int=_config_int)
     except (ValueError, RecursionError) as error:
         raise KexpError("E_CONFIG", f"is not JSON: {error}", file=path) from None
     if not isinstance(config, dict):
@@ -250,6 +252,11 @@ def parse_config(data: bytes, path: Path) -> dict[str, Any]:
             children = item.values() if isinstance(item, dict) else item
             stack.extend((child, depth + 1) for child in children)
     return config
+
+
+def _config_int(literal: str) -> int | float:
+    """int() refuses more than 4300 digits, which JSON allows and no config means."""
+    return int(literal) if len(literal) <= 4300 else float(literal)
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -24,7 +24,7 @@ checked (a compressed section without `compression.zstd`, which is in Python fro
 interrupted.
 
 Memory does not grow with the weights: 24 MiB of buffers, and what the JSON texts and layouts take,
-which is a few megabytes for real sets and below 600 MiB for the worst that the limits allow.
+which is a few megabytes for real sets and below 200 MiB for the worst that the limits allow.
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ MAX_LAYT_BYTES = 16 + 4096 * (32 + 64 * 32)
 MAX_EXPT_BYTES = 64 << 20
 MAX_COMPRESSED_RAW_BYTES = 16 << 20
 MAX_JSON_DEPTH = 16
+MAX_JSON_VALUES = 2**18
 MAX_CONFIG_DEPTH = 64
 MAX_JSON_INTEGER = 2**53 - 1
 MAX_JSON_STRING_BYTES = 4096
@@ -248,8 +249,6 @@ LEVELS = ("framing", "structure", "semantics", "integrity")
 # Of one code in one file, and of one rule in one index: enough to see the pattern.
 MAX_LISTED = 1000
 MAX_LISTED_OF_RULE = 16
-# A parsed JSON value takes 50 to 250 bytes, so 16 MiB of "[]," would take a gigabyte.
-MAX_JSON_VALUES = 1 << 20
 CHUNK_BYTES = 4 << 20
 CHUNKS_IN_FLIGHT = 6
 INDEX_BATCH_BYTES = 64 << 10
@@ -561,10 +560,6 @@ class JsonStop(Exception):
         self.code, self.message, self.position = code, message, position
 
 
-class TooManyValues(Exception):
-    """The text has more values than this program parses."""
-
-
 class JsonScanner:
     """Walks over a JSON text without building values, and reports what breaks section 7.1.
 
@@ -625,10 +620,11 @@ class JsonScanner:
         else:
             raise self._unexpected(position)
 
-    def _count(self) -> None:
+    def _count(self, position: int) -> None:
         self.num_values += 1
         if self.num_values > MAX_JSON_VALUES:
-            raise TooManyValues
+            message = f"more than {MAX_JSON_VALUES} values; not looked at beyond"
+            raise JsonStop("E_JSON_VALUE", message, position)
 
     def _enter(self, mark: str, position: int) -> None:
         if self.state not in ("value", "value or end"):
@@ -636,7 +632,7 @@ class JsonScanner:
         if len(self.open) == self.max_depth:
             message = f"nested deeper than {self.max_depth}; not looked at beyond"
             raise JsonStop("E_JSON_VALUE", message, position)
-        self._count()
+        self._count(position)
         self.open.append(mark)
         self.keys.append(set())
         self.last_key.append(None)
@@ -656,13 +652,13 @@ class JsonScanner:
 
     def _scalar(self, token: re.Match[str], position: int) -> None:
         string = token.group(2)
-        self._count()
         if self.state in ("key", "key or end") and string is not None:
             self._key(self._string(string, position), position)
             self.state = "colon"
             return
         if self.state not in ("value", "value or end"):
             raise self._unexpected(position)
+        self._count(position)
         if string is not None:
             self._string(string, position)
         elif token.group(3) is not None:
@@ -707,34 +703,54 @@ def _escapes_are_canonical(raw: str) -> bool:
     return all(CANONICAL_ESCAPE.fullmatch(found.group()) for found in JSON_ESCAPE.finditer(raw))
 
 
+# What a text that is no JSON has for a value; None is that of `null`.
+NO_VALUE = object()
+
+
 def parse_json(data: bytes, log: Log, offset: int | None, *, canonical: bool) -> Any:
-    """Return the value of a JSON text, or None after saying why there is none.
+    """Return the value of a JSON text, or NO_VALUE after saying why there is none.
 
     offset: of the text in its file, for findings; None when it was compressed.
     """
-    codes: set[str] = set()
+    codes: Counter[str] = Counter()
 
     def say(code: str, message: str, byte: int) -> None:
-        codes.add(code)
+        codes[code] += 1
         log(code, message, None if offset is None else offset + byte)
 
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         say("E_JSON", f"not UTF-8: {error.reason}", error.start)
-        return None
+        return NO_VALUE
+    place = TextPlace(text)
 
     def problem(code: str, message: str, position: int) -> None:
-        say(code, message, len(text[:position].encode()))
+        say(code, message, place.byte_of(position))
+        if codes.total() == MAX_LISTED:
+            raise JsonStop(code, "as many faults as are listed; not looked at beyond", position)
 
     try:
         JsonScanner(text, problem, canonical=canonical).run()
     except JsonStop as stop:
         problem(stop.code, stop.message, stop.position)
-    except TooManyValues:
-        log.unchecked(f"more than {MAX_JSON_VALUES} JSON values: not parsed by this program")
-        return None
-    return json.loads(text) if codes <= {"E_JSON_CANONICAL"} else None
+    return json.loads(text) if codes.keys() <= {"E_JSON_CANONICAL"} else NO_VALUE
+
+
+class TextPlace:
+    """Byte offsets of positions in a text, asked for in ascending order.
+
+    Counted on from the one before: a text may have a fault in every other character.
+    """
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._position = self._byte = 0
+
+    def byte_of(self, position: int) -> int:
+        self._byte += len(self._text[self._position : position].encode())
+        self._position = max(self._position, position)
+        return self._byte
 
 
 def is_int(value: object, low: int = 0, high: int = MAX_JSON_INTEGER) -> TypeGuard[int]:
@@ -1180,7 +1196,7 @@ def check_structure(shard: Shard, file: File) -> None:
         value = parse_json(data, shard.log, text_offset(meta), canonical=True)
         if isinstance(value, dict):
             shard.meta = value
-        elif value is not None:
+        elif value is not NO_VALUE:
             shard.log("E_META", "META is not an object", meta.entry.offset)
     layt = shard.section(b"LAYT")
     if layt and (data := load_section(shard, layt, file)) is not None:
@@ -1733,7 +1749,7 @@ def read_manifest(folder: Path, log: Log) -> Manifest | None:
     log.report.files_checked += 1
     log.report.add_bytes(len(data))
     value = parse_json(data, log, 0, canonical=True)
-    if value is None:
+    if value is NO_VALUE:
         return None
     if not isinstance(value, dict):
         log("E_MANIFEST", "is not an object")
@@ -2119,8 +2135,6 @@ def check_config(kexp: KexpSet) -> None:
         return  # reported where files were listed
     except (UnicodeDecodeError, JsonStop) as error:
         log("E_CONFIG", f"not JSON in UTF-8: {error}")
-    except TooManyValues:
-        log.unchecked(f"more than {MAX_JSON_VALUES} JSON values: not parsed by this program")
     else:
         if not text.lstrip().startswith("{"):
             log("E_CONFIG", "is not a JSON object")
@@ -2546,7 +2560,7 @@ def json_of_source(data: bytes, log: Log) -> dict[str, Any]:
     value = parse_json(data, log, 8, canonical=False)
     if isinstance(value, dict):
         return value
-    if value is not None:
+    if value is not NO_VALUE:
         log("AGAINST_SOURCE", "the header is not an object", 8)
     return {}
 

@@ -96,6 +96,7 @@ def test_limits() -> None:
         "config_bytes": constants.MAX_JSON_BYTES,
         "config_depth": constants.MAX_CONFIG_DEPTH,
         "json_depth": constants.MAX_JSON_DEPTH,
+        "json_values": constants.MAX_JSON_VALUES,
         "json_integer": constants.MAX_JSON_INT,
         "json_string_bytes": constants.MAX_STRING_BYTES,
         "zstd_window_bytes": constants.MAX_ZSTD_WINDOW_BYTES,

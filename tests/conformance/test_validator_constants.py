@@ -33,6 +33,7 @@ LIMITS = {
     "config_bytes": validator.MAX_JSON_BYTES,
     "config_depth": validator.MAX_CONFIG_DEPTH,
     "json_depth": validator.MAX_JSON_DEPTH,
+    "json_values": validator.MAX_JSON_VALUES,
     "json_integer": validator.MAX_JSON_INTEGER,
     "json_string_bytes": validator.MAX_JSON_STRING_BYTES,
     "zstd_window_bytes": validator.MAX_ZSTD_WINDOW_BYTES,

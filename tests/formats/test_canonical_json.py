@@ -82,6 +82,6 @@ def test_size_is_compared_before_parsing() -> None:
 
 
 def test_a_key_repeated_among_many_is_found_in_time() -> None:
-    keys = ",".join(f'"{number}":0' for number in range(300_000))
-    with pytest.raises(KexpError, match="'299999' twice"):
-        decode(f'{{{keys},"299999":1}}'.encode(), what="value")
+    keys = ",".join(f'"{number}":0' for number in range(200_000))
+    with pytest.raises(KexpError, match="'199999' twice"):
+        decode(f'{{{keys},"199999":1}}'.encode(), what="value")
