@@ -11,7 +11,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,6 +25,8 @@ from urllib.parse import unquote, urlsplit
 TOKEN = "hf_token_of_this_test"
 # Above this a file goes to LFS whatever its name; the real threshold is 10 MB.
 LFS_BYTES = 1 << 20
+# Above this a file stays on the disk and only ranges of it are served.
+HUGE_BYTES = 1 << 28
 LFS_SUFFIXES = (".kexp", ".safetensors")
 
 
@@ -40,22 +43,23 @@ class Request:
 
 @dataclass
 class Repository:
-    """commits: hash -> {path: bytes}; head is what main stands at."""
+    """commits: hash -> {path: content}; head is what main stands at.
+
+    Content is bytes, or the path of a file too large to hold.
+    """
 
     private: bool = False
-    commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    commits: dict[str, dict[str, bytes | Path]] = field(default_factory=dict)
     head: str = ""
 
-    def commit(self, files: dict[str, bytes]) -> str:
-        text = repr(
-            [(name, hashlib.sha1(data).hexdigest()) for name, data in sorted(files.items())]
-        )
+    def commit(self, files: Mapping[str, bytes | Path]) -> str:
+        text = repr([(name, _git_blob_hash(data)) for name, data in sorted(files.items())])
         self.head = hashlib.sha1(f"{len(self.commits)} {text}".encode()).hexdigest()
-        self.commits[self.head] = files
+        self.commits[self.head] = dict(files)
         return self.head
 
     @property
-    def files(self) -> dict[str, bytes]:
+    def files(self) -> dict[str, bytes | Path]:
         """What main holds."""
         return self.commits[self.head]
 
@@ -66,21 +70,26 @@ class HubStub:
     Attributes:
         allowed_puts: so many uploads succeed from here on, then they fail half-way; None for all.
         damage: path -> offset of a byte that is served wrong.
+        latency_seconds: before each answer. ignores_ranges: every answer is the whole file.
     """
 
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
-        self.lfs: dict[str, bytes] = {}
+        self.lfs: dict[str, bytes | Path] = {}
         self.requests: list[Request] = []
         self.url = ""
         self.allowed_puts: int | None = None
         self.damage: dict[str, int] = {}
+        self.latency_seconds = 0.0
+        self.ignores_ranges = False
 
     def add(self, name: str, folder: Path, *, private: bool = False) -> str:
         """Publish a folder at once; return the commit."""
         repository = self.repositories.setdefault(name, Repository(private))
-        files = {each.name: each.read_bytes() for each in folder.iterdir() if each.is_file()}
-        return repository.commit(files)
+        found = [each for each in folder.iterdir() if each.is_file()]
+        return repository.commit(
+            {each.name: each if _is_huge(each) else each.read_bytes() for each in found}
+        )
 
     def sent_bytes(self, suffix: str = "") -> int:
         """Bytes of file content served so far from paths with this end."""
@@ -164,6 +173,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._get()
 
     def _get(self) -> None:
+        time.sleep(self.hub.latency_seconds)
         path = unquote(urlsplit(self.path).path)
         if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
             self._facts(match[1], match[2] or "main")
@@ -220,7 +230,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     # -- reading
 
-    def _files(self, name: str, revision: str) -> dict[str, bytes] | None:
+    def _files(self, name: str, revision: str) -> dict[str, bytes | Path] | None:
         """Return what a revision holds, or refuse as the Hub does."""
         repository = self.hub.repositories.get(name)
         if repository is None or (repository.private and not self._has_token()):
@@ -258,11 +268,11 @@ class _Handler(BaseHTTPRequestHandler):
             return
         entries = []
         for path, data in sorted(files.items()):
-            entry: dict[str, Any] = {"type": "file", "path": path, "size": len(data)}
+            size = _size(data)
+            entry: dict[str, Any] = {"type": "file", "path": path, "size": size}
             entry["oid"] = _git_blob_hash(data)
-            if _is_lfs(path, len(data)):
-                sha256 = hashlib.sha256(data).hexdigest()
-                entry["lfs"] = {"oid": sha256, "size": len(data), "pointerSize": 130}
+            if _is_lfs(path, size):
+                entry["lfs"] = {"oid": _sha256(data), "size": size, "pointerSize": 130}
             entries.append(entry)
         self._send_json(entries)
 
@@ -275,37 +285,39 @@ class _Handler(BaseHTTPRequestHandler):
             return
         data = files[path]
         headers = {"X-Repo-Commit": self.commit_hash}
-        if not _is_lfs(path, len(data)):
+        if not _is_lfs(path, _size(data)):
             self._send_file(data, path, headers | {"ETag": f'"{_git_blob_hash(data)}"'})
             return
-        sha256 = hashlib.sha256(data).hexdigest()
+        sha256 = _sha256(data)
         self.hub.lfs[sha256] = data
         self._log(302, 0)
         self.send_response(302)
         for key, value in headers.items():
             self.send_header(key, value)
         self.send_header("X-Linked-ETag", f'"{sha256}"')
-        self.send_header("X-Linked-Size", str(len(data)))
+        self.send_header("X-Linked-Size", str(_size(data)))
         # Another host name, as a CDN has: the client must not send its token there.
         cdn = self.hub.url.replace("127.0.0.1", "localhost")
         self.send_header("Location", f"{cdn}/cdn/{sha256}/{path}")
         self.send_header("Content-Length", "0")
         self.end_headers()
 
-    def _send_file(self, data: bytes, path: str, headers: dict[str, str]) -> None:
+    def _send_file(self, data: bytes | Path, path: str, headers: dict[str, str]) -> None:
         if path in self.hub.damage:
+            assert isinstance(data, bytes)
             at = self.hub.damage[path]
             data = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
-        status, total = 200, len(data)
+        status, total = 200, _size(data)
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        if wanted:
+        if wanted and not self.hub.ignores_ranges:
             first = int(wanted[1])
             last = min(int(wanted[2]) if wanted[2] else total - 1, total - 1)
             if first > last:
                 self._refuse(416, "", {"Content-Range": f"bytes */{total}"})
                 return
-            status, data = 206, data[first : last + 1]
+            status, data = 206, _slice(data, first, last + 1)
             headers = headers | {"Content-Range": f"bytes {first}-{last}/{total}"}
+        assert isinstance(data, bytes), "a whole file of this size is not served"
         self._send(status, data, headers | {"Accept-Ranges": "bytes"})
 
     # -- writing
@@ -334,9 +346,7 @@ class _Handler(BaseHTTPRequestHandler):
                 "shouldIgnore": False,
             }
             if there is not None:
-                answer["oid"] = (
-                    hashlib.sha256(there).hexdigest() if is_lfs else _git_blob_hash(there)
-                )
+                answer["oid"] = _sha256(there) if is_lfs else _git_blob_hash(there)
             answers.append(answer)
         self._send_json({"files": answers})
 
@@ -400,5 +410,28 @@ def _is_lfs(path: str, size: int) -> bool:
     return path.endswith(LFS_SUFFIXES) or size > LFS_BYTES
 
 
-def _git_blob_hash(data: bytes) -> str:
+def _is_huge(path: Path) -> bool:
+    return path.stat().st_size > HUGE_BYTES
+
+
+def _size(data: bytes | Path) -> int:
+    return len(data) if isinstance(data, bytes) else data.stat().st_size
+
+
+def _slice(data: bytes | Path, begin: int, end: int) -> bytes:
+    if isinstance(data, bytes):
+        return data[begin:end]
+    with data.open("rb") as stream:
+        stream.seek(begin)
+        return stream.read(end - begin)
+
+
+def _sha256(data: bytes | Path) -> str:
+    """Return a digest; of a huge file something as good for telling it from others."""
+    return hashlib.sha256(data if isinstance(data, bytes) else str(data).encode()).hexdigest()
+
+
+def _git_blob_hash(data: bytes | Path) -> str:
+    if isinstance(data, Path):
+        return hashlib.sha1(str(data).encode()).hexdigest()
     return hashlib.sha1(f"blob {len(data)}\0".encode() + data).hexdigest()

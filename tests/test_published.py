@@ -3,14 +3,17 @@
 import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from checkpoints import make_checkpoint
-from hub_stub import HubStub, run_with_hub, serve_hub
+from formats.constants import EXPERT_ENTRY_BYTES
+from hub_stub import HubStub, hub_environment, run_with_hub, serve_hub
 from kandiga_pack.convert import convert
+from sparse_set import write_sparse_set
 
 REPOSITORY = "someone/tiny-mixtral-kexp"
 
@@ -187,3 +190,62 @@ def test_a_folder_goes_before_an_id(published: HubStub, container: Path, tmp_pat
     )
     assert done.returncode == 0, done.stderr
     assert not published.requests
+
+
+def test_inspect_of_a_397b_shape(hub: HubStub, tmp_path: Path) -> None:
+    """60 layers of 512 experts, over 200 GB: a few requests for each shard, and the index."""
+    write_sparse_set(tmp_path / "large")
+    shards = list((tmp_path / "large").glob("*.kexp"))
+    hub.add(REPOSITORY, tmp_path / "large")
+    done = pack(hub, tmp_path, "inspect", REPOSITORY, "--json")
+    assert done.returncode == 0, done.stderr
+    counted = json.loads(done.stdout)["published"]
+    index_bytes = 60 * 512 * EXPERT_ENTRY_BYTES
+    # The guess of the first shard is 1 MiB, and those of the others an eighth above what they need.
+    assert counted["bytes"] < index_bytes * 9 / 8 + (1 << 20) + len(shards) * 24_000
+    # kexp.json, and for each shard a redirection and a range.
+    assert counted["requests"] <= 1 + 2 * len(shards)
+
+
+def test_a_head_longer_than_was_guessed(published: HubStub, container: Path) -> None:
+    """Small first ranges: the rest comes in more of them, and is the same."""
+    code = f"""
+import sys, tempfile
+from pathlib import Path
+import formats.remote_index as remote_index
+from formats import open_set
+from formats.hub import HubFiles, HubId
+remote_index._FIRST_GUESS_BYTES = 4096
+remote_index._guess_bytes = lambda first, manifest: lambda record: 4096
+with tempfile.TemporaryDirectory() as folder:
+    files = HubFiles(HubId({REPOSITORY!r}))
+    remote_index.fetch_index(files, Path(folder))
+    with open_set(folder) as remote, open_set(sys.argv[1]) as local:
+        assert remote.meta == local.meta and remote.dense.keys() == local.dense.keys()
+        for ours, theirs in zip(remote.shards, local.shards):
+            assert ours.sections == theirs.sections and ours.index == theirs.index
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(container)],
+        env=hub_environment(published, container.parent / "hf"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    ranged = [each for each in published.requests if each.status == 206]
+    assert len(ranged) > 2 * len(list(container.glob("*.kexp")))
+
+
+def test_a_server_without_ranges(published: HubStub, container: Path, tmp_path: Path) -> None:
+    """Such as a proxy that drops the header: what is not a range is not taken for one."""
+    published.ignores_ranges = True
+    done = pack(published, tmp_path, "inspect", REPOSITORY, "--json")
+    assert done.returncode == 0, done.stderr
+    shard = max(container.glob("*.kexp"))
+    copy = Path(shutil.copytree(container, tmp_path / "copy"))
+    data = bytearray(shard.read_bytes())
+    data[-40_000] ^= 1
+    (copy / shard.name).write_bytes(data)
+    line = one_line(pack(published, tmp_path, "repair", str(copy), "--from", REPOSITORY), 1)
+    assert "answers 200 to a request for a range of bytes" in line
