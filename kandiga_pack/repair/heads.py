@@ -41,7 +41,7 @@ from formats.sections import (
 from formats.superblock import Superblock
 
 # Metadata, layouts and an index of half a million experts.
-_MAX_HEAD_BYTES = 128 * MIB
+_MAX_HEAD_BYTES = 64 * MIB
 _CHUNK_BYTES = 4 * MIB
 _LAYOUT_HEADER = struct.Struct("<HH28x")
 _PART_BYTES = 32

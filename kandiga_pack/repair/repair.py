@@ -13,15 +13,15 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from formats import MANIFEST_NAME, KexpError
+from formats import MANIFEST_NAME
 from formats.errors import short
-from formats.manifest import FileRecord, Manifest, ShardRecord, parse_manifest
+from formats.manifest import FileRecord, Manifest, ShardRecord
 from formats.parallel import map_threads
-from formats.reader import read_manifest
 from formats.sections import LAYT
 from formats.shard import Shard
 from kandiga_pack.errors import PackError, UsageError
 from kandiga_pack.progress import NoProgress, Progress, piece_of_work
+from kandiga_pack.repair.anchor import corrected_files, fetch_manifest, own_manifest
 from kandiga_pack.repair.damage import (
     Block,
     ShardDamage,
@@ -80,7 +80,8 @@ def repair(
     """Rewrite the damaged parts of a container in place, and verify it.
 
     Bytes are written only after their SHA-256 was found to be the recorded one. kexp.json is the
-    anchor: it pins the index of every shard, and the index pins every block.
+    anchor: it pins the index of every shard, and the index pins every block. A damaged kexp.json
+    comes from another copy only.
 
     Args:
         path: folder of the set.
@@ -129,15 +130,19 @@ class _Repair:
         self.summary = RepairSummary(folder, source, dry_run)
 
     def run(self) -> RepairSummary:
-        manifest, lost_manifest = self._right_manifest()
+        lost_manifest: bytes | None = None
+        manifest = own_manifest(self._folder)
+        if manifest is None:
+            manifest, lost_manifest = fetch_manifest(self._origin, self._folder)
         self._meta = salvage_meta(self._folder, manifest)
         shards = self._shards(manifest)
         self._scan(shards)
-        files = [
-            record
-            for record in manifest.files
-            if not is_right_file(self._folder / record.name, record)
-        ]
+        files = self._damaged_files(manifest)
+        if files and lost_manifest is None and not self.summary.dry_run:
+            corrected = corrected_files(self._origin, self._folder, manifest, files)
+            if corrected is not None:
+                manifest, lost_manifest = corrected
+                files = self._damaged_files(manifest)
         self._note(shards, files, lost=lost_manifest is not None)
         if self.summary.dry_run or not self.summary.is_damaged:
             return self._finished()
@@ -169,20 +174,12 @@ class _Repair:
             raise UsageError("the container records no repository it was made from; give --from")
         return str(recorded)
 
-    def _right_manifest(self) -> tuple[Manifest, bytes | None]:
-        """Return kexp.json, and its bytes when they must be written."""
-        path = self._folder / MANIFEST_NAME
-        try:
-            return read_manifest(self._folder), None
-        except KexpError:
-            data = self._origin.manifest()
-        manifest = parse_manifest(data, file=path)
-        for record in manifest.shards:
-            if self._own_head(record, manifest) is not None:
-                return manifest, data
-        raise PackError(
-            f"{path}: is damaged, and no shard here is of the set that {self._origin.name} is"
-        )
+    def _damaged_files(self, manifest: Manifest) -> list[FileRecord]:
+        return [
+            record
+            for record in manifest.files
+            if not is_right_file(self._folder / record.name, record)
+        ]
 
     def _shards(self, manifest: Manifest) -> list[ShardDamage]:
         """Open the head of every shard, the right one where the file's own is damaged."""

@@ -8,7 +8,7 @@ import importlib
 import pytest
 
 
-@pytest.mark.parametrize("name", ["formats.layout", "formats.manifest"])
+@pytest.mark.parametrize("name", ["formats.layout", "formats.manifest", "formats.hub"])
 def test_examples(name: str) -> None:
     result = doctest.testmod(importlib.import_module(name))
     assert result.attempted > 0
