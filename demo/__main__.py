@@ -60,9 +60,7 @@ def _demo(console: Console, work: Path) -> int:
     console.rule("2 of 4: pack", align="left")
     container = _pack(console, work, checkpoint)
     console.rule("3 of 4: verify, against the checkpoint byte for byte", align="left")
-    run_command(
-        console, "kandiga-pack", "verify", container, "--level", "full", "--against", checkpoint
-    )
+    _verify(console, container, checkpoint)
     console.rule("4 of 4: ask, with experts read from disk", align="left")
     answer = _ask(console, container)
     console.print(answer["text"], style="green", highlight=False)
@@ -86,6 +84,17 @@ def _pack(console: Console, work: Path, checkpoint: Path) -> Path:
     run_command(console, "kandiga-pack", "convert", checkpoint, container)
     record(container, inputs)
     return container
+
+
+def _verify(console: Console, container: Path, checkpoint: Path) -> None:
+    options = ["--level", "full", "--against", checkpoint]
+    try:
+        run_command(console, "kandiga-pack", "verify", container, *options)
+    except CommandFailedError:
+        # Sizes and times told nothing: kept, it would fail every call from here on.
+        forget(container)
+        console.print("the packed model is removed: the next call packs it again", style="red")
+        raise
 
 
 def _ask(console: Console, container: Path) -> dict[str, Any]:

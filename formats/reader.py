@@ -262,6 +262,13 @@ def _config_int(literal: str) -> int | float:
 def read_manifest(folder: Path) -> Manifest:
     """Return the checked kexp.json of a folder; KexpError E_FILE_MISSING, E_MANIFEST, E_JSON_*."""
     path = folder / MANIFEST_NAME
+    if folder.is_dir() and not path.exists():
+        raise KexpError(
+            "E_FILE_MISSING",
+            f"no such file in {folder}, so this is no .kexp container; kandiga-pack convert makes "
+            "one of a checkpoint",
+            file=path,
+        )
     return parse_manifest(read_small(path, MAX_JSON_BYTES), file=path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -161,13 +162,19 @@ def convert_command(
         dest,
         revision=revision,
         quantization=_quantization(bits, group_size, mode),
-        shard_bytes=int(shard_size * 2**30),
+        shard_bytes=_shard_bytes(shard_size),
         consume=consume,
         restart=restart,
         progress=output.progress(),
         say=output.note,
     )
     output.result(summary.as_dict(), lambda console: show.show_convert(summary, console))
+
+
+def _shard_bytes(gibibytes: float) -> int:
+    if not math.isfinite(gibibytes):  # click lets both pass
+        raise UsageError(f"--shard-size {gibibytes}: a size in GiB is wanted")
+    return int(gibibytes * 2**30)
 
 
 def _quantization(bits: str | None, group_size: str | None, mode: str) -> Quantization | None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from kandiga_pack.errors import PackError
+
 Config = Mapping[str, Any]
 
 NESTED_CONFIGS = ("text_config", "llm_config", "language_config", "text")
@@ -118,19 +120,43 @@ def activation(config: Config) -> str:
 
 
 def expert_layers(config: Config) -> frozenset[int] | None:
-    """Return the layers whose MLP routes to experts, or None where the config does not tell."""
+    """Return the layers whose MLP routes to experts, or None where the config does not tell.
+
+    Raises PackError for a config whose statement about it makes no sense.
+    """
     text = text_config(config)
     count = num_layers(config)
     if count is None:
         return None
     if text.get("model_type", config.get("model_type")) in EVERY_LAYER_ROUTES:
         return frozenset(range(count))
-    if isinstance(listed := text.get("moe_layer_freq"), list):  # a number belongs to another rule
-        return frozenset(layer for layer in range(count) if listed[layer])
-    for stated, routes in _LAYER_RULES:
-        if text.get(stated) is not None:
+    rules = dict(_LAYER_RULES)
+    if isinstance(text.get("moe_layer_freq"), list):  # a number belongs to another rule
+        rules = {"moe_layer_freq": lambda text, layer: bool(text["moe_layer_freq"][layer])}
+    for stated, routes in rules.items():
+        if text.get(stated) is None:
+            continue
+        try:
             return frozenset(layer for layer in range(count) if routes(text, layer))
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise PackError(
+                f"config.json: {stated} = {repr(text[stated])[:80]} does not say which of {count} "
+                "layers have experts"
+            ) from error
     return None
+
+
+def has_prediction_layers(config: Config) -> bool:
+    """Whether the config speaks of multi-token prediction, whose layers may follow the decoder's.
+
+    DeepSeek-like families count them under num_nextn_predict_layers; others say mtp.
+    """
+    return any(
+        value
+        for scope in (text_config(config), config)
+        for key, value in scope.items()
+        if "nextn" in key or "mtp" in key
+    )
 
 
 def _from_first_k(text: Config, layer: int) -> bool:

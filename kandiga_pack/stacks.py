@@ -74,6 +74,7 @@ def find_stacks(
     Raises:
         PackError: no stack, an incomplete one, or one that the config contradicts.
     """
+    _check_num_layers(tensors, config, where)
     prefixes = _stack_prefixes(tensors, config)
     if not prefixes:
         raise none_found(tensors, config, where)
@@ -184,6 +185,28 @@ def _check_num_experts(
             f"{where}: {prefix} holds {count} experts, but config.json says {stated_values(stated)}"
         )
     return count
+
+
+def _check_num_layers(
+    tensors: Mapping[str, TensorInfo], config: Mapping[str, Any], where: str
+) -> None:
+    """Refuse a number of layers that the checkpoint cannot have, or that it has more of."""
+    stated = families.num_layers(config)
+    if stated is None:
+        return
+    if stated > len(tensors):
+        raise PackError(
+            f"{where}: config.json says {stated} layers, but there are only {len(tensors)} tensors"
+        )
+    if families.has_prediction_layers(config):
+        return
+    for name in tensors:
+        if _STACK_WEIGHT.fullmatch(name) and not OTHER_MODELS.search(name):
+            layer = layer_number(name)
+            if layer >= stated:
+                raise PackError(
+                    f"{where}: {name} is of layer {layer}, but config.json says {stated} layers"
+                )
 
 
 def _check_layers(found: set[int], config: Mapping[str, Any], where: str) -> None:

@@ -101,12 +101,30 @@ def load_chat_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> Cha
     if sources:
         return ChatTemplate(sources)
     configured = tokenizer_config.get("chat_template")
+    where = folder / "tokenizer_config.json"
     if configured is None and (folder / "chat_template.json").is_file():
-        text = (folder / "chat_template.json").read_text(encoding="utf-8")
-        configured = json.loads(text).get("chat_template")
+        where = folder / "chat_template.json"
+        configured = read_json_object(where).get("chat_template")
+    if configured is None:
+        return None
     if isinstance(configured, list):
-        configured = {entry["name"]: entry["template"] for entry in configured}
-    return None if configured is None else ChatTemplate(configured)
+        entries = [entry if isinstance(entry, dict) else {} for entry in configured]
+        configured = {entry.get("name"): entry.get("template") for entry in entries}
+    templates = {"default": configured} if isinstance(configured, str) else configured
+    if not isinstance(templates, dict) or not all(isinstance(t, str) for t in templates.values()):
+        raise RunError(f"{where}: chat_template is neither text nor a list of named templates")
+    return ChatTemplate(templates)
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Return what a tokenizer file of the checkpoint says; RunError when it is no JSON object."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise RunError(f"{path}: wanted a JSON object, seen {type(value).__name__}")
+    return value
 
 
 def _normalized(message: Message) -> dict[str, Any]:

@@ -82,20 +82,17 @@ def run(
         raise click.UsageError("--raw continues plain text: it has no place for --system")
     text = _prompt_text(prompt)
     output = invocation.output = Output(is_json=is_json, is_quiet=quiet)
-    with _loaded(model, choices, output) as (engine, prompts):
-        from kandiga_run.one_shot import prompt_tokens, run_once
+    folder, prompts = _tokenizer(model, choices, output)
+    from kandiga_run.one_shot import prompt_tokens, run_once
 
-        tokens = prompt_tokens(
-            prompts, text, system=system, is_raw=raw, variables=_template_variables(choices)
-        )
+    tokens = prompt_tokens(
+        prompts, text, system=system, is_raw=raw, variables=_template_variables(choices)
+    )
+    options = _generate_options(prompts, choices)
+    state_tokens = len(tokens) + options.answer_limit(len(tokens))
+    with _engine(folder, choices, output, state_tokens) as engine:
         run_once(
-            engine,
-            prompts,
-            tokens,
-            _generate_options(prompts, choices),
-            output,
-            model=str(model),
-            shows_stats=shows_stats,
+            engine, prompts, tokens, options, output, model=str(model), shows_stats=shows_stats
         )
 
 
@@ -130,7 +127,9 @@ def chat(
     line.
     """
     output = invocation.output = Output(is_quiet=quiet)
-    with _loaded(model, choices, output) as (engine, prompts):
+    folder, prompts = _tokenizer(model, choices, output)
+    context_tokens = _chat_context(prompts, choices["context"])
+    with _engine(folder, choices, output, context_tokens) as engine:
         from kandiga_run.chat import Conversation
         from kandiga_run.chat_terminal import ChatTerminal, line_reader
 
@@ -138,7 +137,7 @@ def chat(
             engine,
             prompts,
             _generate_options(prompts, choices),
-            context_tokens=_chat_context(prompts, choices["context"]),
+            context_tokens=context_tokens,
             system=system,
             variables=_template_variables(choices),
         )
@@ -154,37 +153,49 @@ def chat(
         ).run()
 
 
-@contextmanager
-def _loaded(
-    model: Path, choices: dict[str, Any], output: Output
-) -> Iterator[tuple[Engine, Prompts]]:
-    """Open engine and tokenizer; say what is lossy; close the engine afterwards."""
-    experts = choices["num_experts_per_token"]
-    if choices["fast"] and experts is not None:
+def _tokenizer(model: Path, choices: dict[str, Any], output: Output) -> tuple[Path, Prompts]:
+    """Find the model's folder and read its tokenizer.
+
+    Before the engine: the budget counts what the tokenizer takes, and room for the prompt.
+    """
+    if choices["fast"] and choices["num_experts_per_token"] is not None:
         raise click.UsageError("--fast and --experts both choose the experts: give one of them")
+    from formats import open_set
     from formats.published import local_set
-    from kandiga_run.engine import load_engine
     from kandiga_run.prompts import Prompts
-    from kandiga_run.report import departure_notice
 
     folder = local_set(model, say=output.notice if output.stderr.isatty() else None)
+    # What is no container at all is told as such, not as one without a tokenizer.
+    open_set(folder).close()
+    prompts = Prompts(folder)
+    made_for = prompts.context_length
+    if made_for and (choices["context"] or 0) > made_for:
+        output.notice(f"--context {choices['context']}: the model was made for {made_for}")
+    return folder, prompts
+
+
+@contextmanager
+def _engine(
+    folder: Path, choices: dict[str, Any], output: Output, state_tokens: int
+) -> Iterator[Engine]:
+    """Open the engine, with room for a state of so many tokens; say what is lossy; close it."""
+    from kandiga_run.engine import load_engine
+    from kandiga_run.report import departure_notice
+
     engine = load_engine(
         folder,
         engine=choices["engine"],
         residency=choices["residency"],
         memory_bytes=choices["memory_bytes"],
-        num_experts_per_token="fast" if choices["fast"] else experts,
+        num_experts_per_token="fast" if choices["fast"] else choices["num_experts_per_token"],
         check=choices["check"],
         num_threads=choices["num_threads"],
+        state_tokens=state_tokens,
     )
     with closing(engine):
-        prompts = Prompts(folder)
         if notice := departure_notice(engine.stats):
             output.notice(notice)
-        made_for = prompts.context_length
-        if made_for and (choices["context"] or 0) > made_for:
-            output.notice(f"--context {choices['context']}: the model was made for {made_for}")
-        yield engine, prompts
+        yield engine
 
 
 def _generate_options(prompts: Prompts, choices: dict[str, Any]) -> GenerateOptions:
@@ -205,7 +216,7 @@ def _generate_options(prompts: Prompts, choices: dict[str, Any]) -> GenerateOpti
         stop=choices["stop"],
         stop_token_ids=prompts.stop_token_ids,
         sampling=sampling_for(prompts.generation_config, {name: choices[name] for name in names}),
-        context_length=choices["context"],
+        context_length=choices["context"] or prompts.context_length,
     )
 
 

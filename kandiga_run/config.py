@@ -6,6 +6,7 @@ different model than the one published.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,10 +40,12 @@ class Config:
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        """Return a number."""
+        """Return a finite number; JSON as Python reads it has NaN and Infinity too."""
         value = self._get(key, default)
         if not isinstance(value, (int, float)) or isinstance(value, bool):
             raise self.error(key, "a number")
+        if not math.isfinite(value):
+            raise self.error(key, "a finite number")
         return float(value)
 
     def flag(self, key: str, default: bool | None = None) -> bool:

@@ -100,9 +100,12 @@ class EngineOptions:
     num_readers: int | None = None
     #: "auto" is as precise as the checkpoint: f32 for a float32 one, else f16. Native engine only.
     kv_dtype: Literal["auto", "f16", "f32"] = "auto"
+    #: Tokens of the first state: a budget without room for them is refused at once. Native engine
+    #: only, since mlx-lm alone knows how large a family's cache becomes.
+    state_tokens: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("memory_bytes", "num_threads", "num_readers"):
+        for name in ("memory_bytes", "num_threads", "num_readers", "state_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise RunError(f"{name} is {value}, wanted at least 1")
@@ -119,6 +122,7 @@ def load_engine(
     num_threads: int | None = None,
     num_readers: int | None = None,
     kv_dtype: Literal["auto", "f16", "f32"] = "auto",
+    state_tokens: int = 1,
 ) -> Engine:
     """Open a container folder (or one of its .kexp files) and return an engine for it.
 
@@ -137,6 +141,7 @@ def load_engine(
         num_threads,
         num_readers,
         kv_dtype,
+        state_tokens,
     )
     model = Model.open(path, check)
     try:

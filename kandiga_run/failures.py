@@ -21,6 +21,8 @@ def describe(error: BaseException) -> tuple[str, ExitCode] | None:
             return "interrupted", ExitCode.INTERRUPTED
         case OSError():
             return _describe_os_error(error)
+        case ImportError() if str(error).startswith("KANDIGA_ISA"):  # as cython_kernels says it
+            return str(error), ExitCode.FAILED
         case MemoryError():
             return "not enough memory; try a smaller --memory", ExitCode.FAILED
     return _describe_kexp_error(error)

@@ -53,6 +53,22 @@ class GenerateOptions:
         if "" in self.stop:
             raise RunError("stop: an empty string would stop before the first token")
 
+    def answer_limit(self, seen: int, state_tokens: int | None = None) -> int:
+        """Return how many tokens may follow `seen` ones in a state that has room for so many.
+
+        Raises RunError when the context or the state has no room for any.
+        """
+        limit = self.max_tokens
+        for context in (self.context_length, state_tokens):
+            if context is None:
+                continue
+            if seen >= context:
+                raise RunError(
+                    f"the prompt has {seen} tokens and the context {context}: shorten the prompt"
+                )
+            limit = min(limit, context - seen)
+        return limit
+
 
 @dataclass(frozen=True)
 class Token:
@@ -165,22 +181,12 @@ class Generation(Iterator[Token]):
 
     def _token_limit(self, state: State | None) -> int:
         """Return how many tokens may be sampled; raise RunError when the prompt leaves no room."""
-        seen = (state.position if state else 0) + len(self.prompt_tokens)
         if not self.prompt_tokens:
             raise RunError("the prompt is empty: there is nothing to continue")
-        room = self._options.max_tokens
-        limits = [self._options.context_length]
-        if state is not None:
-            limits.append(state.max_tokens)
-        for limit in limits:
-            if limit is None:
-                continue
-            if seen >= limit:
-                raise RunError(
-                    f"the prompt has {seen} tokens and the context {limit}: shorten the prompt"
-                )
-            room = min(room, limit - seen)
-        return room
+        if state is None:
+            return self._options.answer_limit(len(self.prompt_tokens))
+        seen = state.position + len(self.prompt_tokens)
+        return self._options.answer_limit(seen, state.max_tokens)
 
     def _run(self) -> Generator[Token, None, None]:
         logits = self._prefill()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from kandiga_run.engine import Engine
@@ -30,7 +29,7 @@ def run_once(
     generation = generate(
         engine,
         prompt_tokens,
-        replace(options, context_length=options.context_length or prompts.context_length),
+        options,
         detokenizer=prompts.detokenizer(),
         on_progress=on_progress,
     )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
-from kandiga_run.chat_template import ChatTemplate, Message, load_chat_template
+from kandiga_run.chat_template import ChatTemplate, Message, load_chat_template, read_json_object
 from kandiga_run.detokenizer import StreamingDetokenizer, streaming_detokenizer
 from kandiga_run.errors import RunError
 
@@ -149,15 +148,7 @@ class Prompts:
 
     def _read_json(self, name: str) -> dict[str, Any]:
         path = self.folder / name
-        if not path.is_file():
-            return {}
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise RunError(f"{path}: not valid JSON: {error}") from error
-        if not isinstance(content, dict):
-            raise RunError(f"{path}: wanted a JSON object, seen {type(content).__name__}")
-        return content
+        return read_json_object(path) if path.is_file() else {}
 
 
 def _load_tokenizer(folder: Path) -> Tokenizer:

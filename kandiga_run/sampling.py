@@ -190,7 +190,8 @@ def _penalize(
     seen = seen[seen < logits.size]
     penalized = logits.copy()
     values = penalized[seen]
-    penalized[seen] = np.where(values < 0, values * penalty, values / penalty)
+    with np.errstate(divide="ignore", over="ignore"):  # a penalty near 0 makes infinities
+        penalized[seen] = np.where(values < 0, values * penalty, values / penalty)
     return penalized
 
 

@@ -89,14 +89,22 @@ class CheckpointSource:
             and not path.name.startswith(".")
             and path.name != INDEX_FILE
             and path.name not in self.shards
-            and path.suffix not in OTHER_WEIGHTS
+            and not self._is_other_weights(path)
         )
+
+    def _is_other_weights(self, path: Path) -> bool:
+        # Mistral publishes consolidated.safetensors beside the shards: the same weights again.
+        return path.suffix in OTHER_WEIGHTS or path.suffix == ".safetensors"
 
     @property
     def notes(self) -> Sequence[str]:
         """Which weight files are left out."""
-        others = sorted(path.name for path in self.path.iterdir() if path.suffix in OTHER_WEIGHTS)
-        return [f"left out, weights in another format: {', '.join(others)}"] if others else []
+        others = sorted(
+            path.name
+            for path in self.path.iterdir()
+            if self._is_other_weights(path) and path.name not in self.shards
+        )
+        return [f"left out, weights in another form: {', '.join(others)}"] if others else []
 
     @property
     def weight_files(self) -> Mapping[str, Path]:
@@ -120,7 +128,7 @@ class CheckpointSource:
 def _read_json_object(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PackError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(value, dict):
         raise PackError(f"{path}: holds a JSON {type(value).__name__}, expected an object")

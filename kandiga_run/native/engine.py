@@ -78,7 +78,7 @@ class NativeEngine:
         self._weights = weights
         self._scratch_bytes = scratch.nbytes
         self._states: weakref.WeakSet[NativeState] = weakref.WeakSet()
-        self._share_memory(new_state_tokens=1)
+        self._share_memory(options.state_tokens)
         if options.memory_bytes is None:
             bring_in_dense(model, weights.used)
         else:

@@ -157,6 +157,10 @@ def config_is_not_json(source: Path) -> None:
     (source / "config.json").write_text('{"model_type": ')
 
 
+def config_too_deep(source: Path) -> None:
+    (source / "config.json").write_text("[" * 100_000)
+
+
 BAD_SOURCES: dict[Callable[[Path], None], tuple[ExitCode, str]] = {
     truncate: (ExitCode.FAILED, "model.safetensors: not a whole safetensors file"),
     truncate_header: (ExitCode.FAILED, "not a whole safetensors file (100 bytes"),
@@ -183,6 +187,7 @@ BAD_SOURCES: dict[Callable[[Path], None], tuple[ExitCode, str]] = {
     no_config: (ExitCode.UNREADABLE, "config.json: no such file"),
     no_shards: (ExitCode.UNREADABLE, "no model*.safetensors in this folder"),
     config_is_not_json: (ExitCode.FAILED, "config.json: not valid JSON"),
+    config_too_deep: (ExitCode.FAILED, "config.json: not valid JSON"),
 }
 
 BAD_CONFIGS: dict[str, tuple[dict[str, object], str]] = {
@@ -190,6 +195,19 @@ BAD_CONFIGS: dict[str, tuple[dict[str, object], str]] = {
     "no num_experts": ({"num_experts": None}, "states no number of experts"),
     "num_experts_per_tok": ({"num_experts_per_tok": None}, "how many experts a token uses"),
     "more layers": ({"num_hidden_layers": 3}, "no expert tensors were found for 2"),
+    "fewer layers": (
+        {"num_hidden_layers": 1},
+        "_proj.weight is of layer 1, but config.json says 1 layers",
+    ),
+    # Counting them one by one would take all memory.
+    "absurdly many layers": (
+        {"num_hidden_layers": 10**15},
+        "layers, but there are only 63 tensors",
+    ),
+    "decoder_sparse_step": (
+        {"decoder_sparse_step": 0},
+        "decoder_sparse_step = 0 does not say which of 2 layers have experts",
+    ),
     "mlp_only_layers": (
         {"mlp_only_layers": [1]},
         "layers 1 have expert tensors, but config.json says that only layers 0",
@@ -297,6 +315,8 @@ def test_an_option_of_another_kind_of_source(
     for options, text in (
         (["--revision", "main"], "--revision is for Hub ids"),
         (["--group-size", "64"], "--group-size needs --quantize"),
+        (["--shard-size", "nan"], "--shard-size nan: a size in GiB is wanted"),
+        (["--shard-size", "inf"], "--shard-size inf: a size in GiB is wanted"),
     ):
         arguments = ["convert", str(source), packed, *options]
         assert_refused(arguments, ExitCode.USAGE, text, capsys)

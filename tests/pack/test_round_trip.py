@@ -141,7 +141,11 @@ def test_vision_and_prediction_heads_come_back(tmp_path: Path) -> None:
         "vision_tower.empty": np.zeros((0, 3), np.float32),
         "vision_tower.ids": np.arange(5, dtype=np.int64),
     }
-    source = make_checkpoint(tmp_path / "source", "qwen3_5_moe", extra_tensors=extra)
+    # Without this key, layer 2 of a model of two layers would be refused.
+    overrides = {"num_nextn_predict_layers": 1}
+    source = make_checkpoint(
+        tmp_path / "source", "qwen3_5_moe", overrides=overrides, extra_tensors=extra
+    )
     (source / "model.safetensors.index.json").unlink()  # it does not list the extra tensors
     packed = round_trip(source, tmp_path)
     with open_set(packed) as opened:
@@ -212,11 +216,14 @@ def test_files_of_the_repository_come_along(tmp_path: Path) -> None:
     (source / "tokenizer.model").write_bytes(bytes(range(256)))
     (source / ".gitattributes").write_text("*.safetensors filter=lfs\n")
     (source / "pytorch_model.bin").write_bytes(b"the same weights again")
+    (source / "consolidated.safetensors").write_bytes(b"and again")
     summary = convert(source, tmp_path / "packed")
-    assert summary.notes == ("left out, weights in another format: pytorch_model.bin",)
+    left_out = "left out, weights in another form: consolidated.safetensors, pytorch_model.bin"
+    assert summary.notes == (left_out,)
     export(tmp_path / "packed", tmp_path / "exported")
     (source / ".gitattributes").unlink()
     (source / "pytorch_model.bin").unlink()
+    (source / "consolidated.safetensors").unlink()
     assert_same_files(source, tmp_path / "exported")
 
 

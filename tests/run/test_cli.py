@@ -306,6 +306,26 @@ class TestFailures:
         line = "the smallest that works is"
         self.check(ExitCode.FAILED, line, "run", model, "Hello", "--memory", "1MB")
 
+    @pytest.mark.parametrize("command", ["run", "chat"])
+    def test_the_smallest_budget_named_is_one_that_works(self, command: str, model: Path) -> None:
+        arguments = (model, "--max-tokens", "100", "--engine", "native")
+        refused = start(command, *arguments, "--memory", "1MB", text="Hello\n")
+        assert refused.returncode == ExitCode.FAILED
+        smallest = re.search(r"the smallest that works is (\d+MiB)$", refused.stderr.strip())
+        assert smallest, refused.stderr
+        ok(command, *arguments, "--memory", smallest[1], text="Hello\n")
+
+    def test_an_instruction_set_that_is_not_here(
+        self, model: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("KANDIGA_ISA", "sse9")
+        line = "KANDIGA_ISA: 'sse9' cannot run here; available: scalar"
+        self.check(ExitCode.FAILED, line, "run", model, "Hello")
+
+    def test_a_checkpoint_that_is_not_packed(self, packed: PackedModels) -> None:
+        line = "so this is no .kexp container; kandiga-pack convert makes one of a checkpoint"
+        self.check(ExitCode.UNREADABLE, line, "run", packed("qwen3_moe").checkpoint, "Hello")
+
     def test_prompt_longer_than_the_model(self, model: Path) -> None:
         line = "tokens and the context 512: shorten the prompt"
         self.check(ExitCode.FAILED, line, "run", model, "Hello " * 600)
@@ -341,13 +361,13 @@ class TestFailures:
         assert result.stderr.splitlines()[-1].startswith("kandiga-run: ")
 
     def test_bugs_are_one_line_too(
-        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+        self, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         def fail(*arguments: object, **options: object) -> None:
             raise LookupError("two\nlines")
 
         monkeypatch.setattr("kandiga_run.engine.load_engine", fail)
-        assert main(["run", "m", "Hello"]) == ExitCode.FAILED
+        assert main(["run", str(model), "Hello"]) == ExitCode.FAILED
         message = capsys.readouterr().err
         assert message.startswith("kandiga-run: internal error: LookupError: two lines (--debug")
 

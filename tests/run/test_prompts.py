@@ -323,6 +323,12 @@ class TestTemplateFailures:
         with pytest.raises(RunError, match="not valid jinja"):
             self.render(tmp_path, "{% for %}")
 
+    @pytest.mark.parametrize("template", [3, ["{{ messages }}"], [{"name": "default"}]])
+    def test_template_of_no_known_form(self, template: object, tmp_path: Path) -> None:
+        write_tokenizer(tmp_path, byte_level_tokenizer(), chat_template=template)
+        with pytest.raises(RunError, match="chat_template is neither text nor a list"):
+            Prompts(tmp_path)
+
     def test_wrong_types(self, tmp_path: Path) -> None:
         with pytest.raises(RunError, match="failed on these messages: TypeError"):
             self.render(tmp_path, "{{ messages[0].content + 1 }}")

@@ -16,6 +16,8 @@ class Rope:
     def __init__(
         self, rotary_dim: int, theta: float, *, traditional: bool = False, scale: float = 1.0
     ) -> None:
+        if theta <= 0:
+            raise RunError(f"config.json: rope_theta is {theta}, wanted a number above zero")
         exponents = np.arange(0, rotary_dim, 2, dtype=np.float64) / rotary_dim
         self._inverse_frequencies = (theta**-exponents).astype(np.float32)
         self._traditional = traditional
