@@ -93,20 +93,45 @@ def check_entries(
         KexpError: E_INDEX or E_INDEX_EXTENT, naming the first bad entry.
     """
 
-    def demand(good: npt.NDArray[np.bool_], code: str, message: str) -> None:
+    demand = _Demand(entries, index, file)
+    _check_fields(entries, len(layouts), demand)
+    starts = _check_order(entries, demand)
+    _check_extents(entries, layouts, blocks, demand)
+    first_rows = np.flatnonzero(starts)
+    counts = np.diff(first_rows, append=len(entries))
+    return {
+        int(entries["layer"][first]): LayerRows(
+            int(first), int(count), int(entries["layout"][first])
+        )
+        for first, count in zip(first_rows, counts, strict=True)
+    }
+
+
+@dataclass(frozen=True)
+class _Demand:
+    """Raises for the first entry that is not good, saying which one it is."""
+
+    entries: Entries
+    index: Section
+    file: PurePath
+
+    def __call__(self, good: npt.NDArray[np.bool_], code: str, message: str) -> None:
         if good.all():
             return
         row = int(np.argmin(good))
-        entry = entries[row]
+        entry = self.entries[row]
         raise KexpError(
             code,
             f"index entry {row}: {message}",
-            file=file,
-            offset_bytes=index.offset_bytes + row * EXPERT_ENTRY_BYTES,
+            file=self.file,
+            offset_bytes=self.index.offset_bytes + row * EXPERT_ENTRY_BYTES,
             layer=int(entry["layer"]),
             expert=int(entry["expert"]),
         )
 
+
+def _check_fields(entries: Entries, num_layouts: int, demand: _Demand) -> None:
+    """Hold each field to its own bounds."""
     demand(entries["flags"] == 0, "E_INDEX", "flags are not zero")
     demand(entries["reserved"] == 0, "E_INDEX", "reserved field is not zero")
     demand(entries["layer"] < MAX_LAYERS, "E_INDEX", f"layer is not below {MAX_LAYERS}")
@@ -115,10 +140,14 @@ def check_entries(
         "E_INDEX",
         f"expert is not below {MAX_EXPERTS_PER_LAYER}",
     )
-    demand(entries["layout"] < len(layouts), "E_INDEX", f"layout is not below {len(layouts)}")
+    demand(entries["layout"] < num_layouts, "E_INDEX", f"layout is not below {num_layouts}")
 
+
+def _check_order(entries: Entries, demand: _Demand) -> npt.NDArray[np.bool_]:
+    """Hold entries to their order; return which of them (num_experts,) begin a layer."""
     layer = entries["layer"].astype(np.int64)
     expert = entries["expert"].astype(np.int64)
+    layout = entries["layout"]
     starts = np.ones(len(entries), dtype=np.bool_)
     starts[1:] = layer[1:] != layer[:-1]
     ascends = np.ones(len(entries), dtype=np.bool_)
@@ -128,12 +157,17 @@ def check_entries(
     wanted[1:] = expert[:-1] + 1
     wanted[starts] = 0
     demand(expert == wanted, "E_INDEX", "experts of a layer are not 0, 1, 2 ... in order")
-    layout = entries["layout"]
     same = np.ones(len(entries), dtype=np.bool_)
     same[1:] = starts[1:] | (layout[1:] == layout[:-1])
     demand(same, "E_INDEX", "experts of a layer have different layouts")
+    return starts
 
-    lengths = np.array([each.block_bytes for each in layouts], dtype=np.uint64)[layout]
+
+def _check_extents(
+    entries: Entries, layouts: Sequence[Layout], blocks: Section, demand: _Demand
+) -> None:
+    """Hold blocks to the lengths of their layouts, side by side from end to end of BLKS."""
+    lengths = np.array([each.block_bytes for each in layouts], np.uint64)[entries["layout"]]
     demand(entries["block_bytes"] == lengths, "E_INDEX_EXTENT", "length is not that of its layout")
     # The sum cannot wrap: at most 2**20 entries of 2**30 bytes.
     expected = np.empty(len(entries), dtype=np.uint64)
@@ -150,11 +184,5 @@ def check_entries(
         raise KexpError(
             "E_INDEX_EXTENT",
             f"blocks end at {end:#x}, section BLKS at {blocks.end_bytes:#x}",
-            file=file,
+            file=demand.file,
         )
-    first_rows = np.flatnonzero(starts)
-    counts = np.diff(first_rows, append=len(entries))
-    return {
-        int(layer[first]): LayerRows(int(first), int(count), int(layout[first]))
-        for first, count in zip(first_rows, counts, strict=True)
-    }

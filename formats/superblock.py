@@ -6,6 +6,7 @@ import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import PurePath
+from typing import NamedTuple
 
 from formats.constants import (
     BLOCK_ALIGN,
@@ -84,74 +85,104 @@ def parse_superblock(data: bytes, *, file: PurePath, actual_bytes: int) -> Super
         actual_bytes: size of the file on disk, compared with the header's.
     """
 
-    def wrong(code: str, offset_bytes: int, message: str) -> KexpError:
-        return KexpError(code, message, file=file, offset_bytes=offset_bytes)
+    wrong = _Wrong(file)
+    fields = _checked_header(data, wrong)
+    _check_fields(fields, actual_bytes, wrong)
+    if any(data[_FIELDS.size : _CRC_OFFSET]):
+        raise wrong("E_PADDING", _FIELDS.size, "bytes after the superblock's fields are not zero")
+    return Superblock(
+        file_bytes=fields.file_bytes,
+        shard_no=fields.shard_no,
+        shard_count=fields.shard_count,
+        section_count=fields.section_count,
+        table_crc32=fields.table_crc32,
+        set_root=fields.set_root,
+        shard_root=fields.shard_root,
+        version_minor=fields.version_minor,
+        incompat_features=fields.incompat_features,
+        compat_features=fields.compat_features,
+    )
 
+
+class _Fields(NamedTuple):
+    """What _FIELDS unpacks."""
+
+    magic: bytes
+    version_major: int
+    version_minor: int
+    header_bytes: int
+    incompat_features: int
+    compat_features: int
+    file_bytes: int
+    block_align: int
+    tensor_align: int
+    shard_no: int
+    shard_count: int
+    section_offset: int
+    section_count: int
+    table_crc32: int
+    set_root: bytes
+    shard_root: bytes
+
+
+@dataclass(frozen=True)
+class _Wrong:
+    """Makes the error for a field of one file."""
+
+    file: PurePath
+
+    def __call__(self, code: str, offset_bytes: int, message: str) -> KexpError:
+        return KexpError(code, message, file=self.file, offset_bytes=offset_bytes)
+
+
+def _checked_header(data: bytes, wrong: _Wrong) -> _Fields:
+    """Return the fields; length, magic, version and CRC say that this is a superblock."""
     if len(data) < HEADER_BYTES:
         raise wrong("E_FILE_SIZE", 0, f"{len(data)} bytes, a superblock alone is {HEADER_BYTES}")
     if data[:8] != MAGIC:
         raise wrong("E_MAGIC", 0, f"starts with {data[:8].hex()}, a .kexp file with {MAGIC.hex()}")
-    (
-        _,
-        major,
-        minor,
-        header_bytes,
-        incompat,
-        compat,
-        file_bytes,
-        block_align,
-        tensor_align,
-        shard_no,
-        shard_count,
-        section_offset,
-        section_count,
-        table_crc32,
-        set_root,
-        shard_root,
-    ) = _FIELDS.unpack_from(data)
-    if major != VERSION_MAJOR:
-        raise wrong("E_VERSION", 8, f"format version {major}, this reader knows {VERSION_MAJOR}")
-    if header_bytes != HEADER_BYTES:
-        raise wrong("E_HEADER", 12, f"header_size {header_bytes}, wanted {HEADER_BYTES}")
+    fields = _Fields(*_FIELDS.unpack_from(data))
+    if fields.version_major != VERSION_MAJOR:
+        raise wrong(
+            "E_VERSION",
+            8,
+            f"format version {fields.version_major}, this reader knows {VERSION_MAJOR}",
+        )
+    if fields.header_bytes != HEADER_BYTES:
+        raise wrong("E_HEADER", 12, f"header_size {fields.header_bytes}, wanted {HEADER_BYTES}")
     (stored_crc,) = _CRC.unpack_from(data, _CRC_OFFSET)
     actual_crc = zlib.crc32(data[:_CRC_OFFSET])
     if stored_crc != actual_crc:
         raise wrong(
             "E_HEADER_CRC", _CRC_OFFSET, f"header crc32 {actual_crc:08x} != {stored_crc:08x}"
         )
-    unknown = incompat & ~KNOWN_INCOMPAT_FEATURES
+    return fields
+
+
+def _check_fields(fields: _Fields, actual_bytes: int, wrong: _Wrong) -> None:
+    """Hold each field to what version 1 allows."""
+    unknown = fields.incompat_features & ~KNOWN_INCOMPAT_FEATURES
     if unknown:
         bits = ", ".join(str(bit) for bit in range(64) if unknown >> bit & 1)
         raise wrong("E_FEATURE", 16, f"needs feature bit {bits}, unknown here: use a later version")
-    if file_bytes != actual_bytes:
+    if fields.file_bytes != actual_bytes:
         raise wrong(
             "E_FILE_SIZE",
             32,
-            f"{actual_bytes} bytes on disk, the header says {file_bytes}: fetch the file again",
+            f"{actual_bytes} bytes on disk, the header says {fields.file_bytes}: "
+            "fetch the file again",
         )
-    if (block_align, tensor_align) != (BLOCK_ALIGN, TENSOR_ALIGN):
+    aligns = (fields.block_align, fields.tensor_align)
+    if aligns != (BLOCK_ALIGN, TENSOR_ALIGN):
         raise wrong(
             "E_HEADER",
             40,
-            f"alignments {block_align}, {tensor_align}; wanted {BLOCK_ALIGN}, {TENSOR_ALIGN}",
+            f"alignments {aligns[0]}, {aligns[1]}; wanted {BLOCK_ALIGN}, {TENSOR_ALIGN}",
         )
+    shard_no, shard_count = fields.shard_no, fields.shard_count
     if not 1 <= shard_count <= MAX_SHARDS or shard_no >= shard_count:
         raise wrong("E_HEADER", 48, f"shard {shard_no} of {shard_count} is impossible")
-    if section_offset != HEADER_BYTES:
-        raise wrong("E_HEADER", 56, f"section_off {section_offset}, wanted {HEADER_BYTES}")
-    if not 1 <= section_count <= MAX_SECTIONS:
-        raise wrong("E_HEADER", 64, f"{section_count} sections, wanted 1..{MAX_SECTIONS}")
-    if any(data[_FIELDS.size : _CRC_OFFSET]):
-        raise wrong("E_PADDING", _FIELDS.size, "bytes after the superblock's fields are not zero")
-    return Superblock(
-        file_bytes=file_bytes,
-        shard_no=shard_no,
-        shard_count=shard_count,
-        section_count=section_count,
-        table_crc32=table_crc32,
-        set_root=set_root,
-        shard_root=shard_root,
-        version_minor=minor,
-        incompat_features=incompat,
-        compat_features=compat,
-    )
+    if fields.section_offset != HEADER_BYTES:
+        raise wrong("E_HEADER", 56, f"section_off {fields.section_offset}, wanted {HEADER_BYTES}")
+    if not 1 <= fields.section_count <= MAX_SECTIONS:
+        raise wrong("E_HEADER", 64, f"{fields.section_count} sections, wanted 1..{MAX_SECTIONS}")
