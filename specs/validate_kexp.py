@@ -904,9 +904,14 @@ class Layout:
 
     payload_len: int
     block_len: int
-    parts: tuple[Part, ...]
+    part_data: bytes
     sound: bool
     measured: bool
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Unpacked when asked for: a quarter of a million of them are 60 MB."""
+        return tuple(Part(*fields) for fields in PART.iter_unpack(self.part_data))
 
 
 @dataclass
@@ -1318,7 +1323,8 @@ class LayoutReader:
         parts = tuple(Part(*f) for f in PART.iter_unpack(self.data[parts_at : self.position]))
         self.check_parts(index, parts, parts_at)
         measured = self.check_head(index, head, parts, at)
-        return Layout(head.payload_len, head.block_len, parts, self.sound, measured)
+        part_data = self.data[parts_at : self.position]
+        return Layout(head.payload_len, head.block_len, part_data, self.sound, measured)
 
     def check_head(self, index: int, head: LayoutHeader, parts: Sequence[Part], at: int) -> bool:
         """Return whether the two lengths are right."""
@@ -2766,8 +2772,7 @@ def validate(
     files = check_files(kexp)
     check_set_root(kexp)
     if depth >= LEVELS.index("structure") or against is not None:
-        for shard in kexp.shards:
-            read_structure(shard)
+        read_structures(kexp)
     if depth >= LEVELS.index("semantics"):
         check_semantics(kexp)
     if depth >= LEVELS.index("integrity"):
@@ -2784,6 +2789,17 @@ def open_alone(path: Path, report: Report) -> KexpSet:
     report.files_checked += 1
     report.scope = "file"
     return KexpSet(path.parent, report, None, [shard], complete=shard.is_only)
+
+
+def read_structures(kexp: KexpSet) -> None:
+    """Read the small sections of all shards, and keep of each kind what a sound set has: one."""
+    known: dict[bytes, list[Layout]] = {}
+    for shard in kexp.shards:
+        read_structure(shard)
+        if shard is not kexp.first:
+            shard.meta = shard.dense = None
+        if shard.layouts is not None and shard.layout_digest is not None:
+            shard.layouts = known.setdefault(shard.layout_digest, shard.layouts)
 
 
 def read_structure(shard: Shard) -> None:
