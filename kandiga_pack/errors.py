@@ -37,8 +37,14 @@ class Interrupted(KeyboardInterrupt):
     """SIGTERM or SIGHUP, raised like Ctrl-C so that the same clean-up runs."""
 
 
-_UNREADABLE_ERRNOS = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
-_UNREADABLE_ERRNOS |= {errno.EHOSTUNREACH}  # of formats.hub
+_UNREADABLE_ERRNOS = {
+    errno.ENOENT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EHOSTUNREACH,
+}
 _FREE_SPACE = "free some space and run the command again"
 _FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 

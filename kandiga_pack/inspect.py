@@ -70,6 +70,7 @@ def _facts(opened: KexpSet) -> dict[str, Any]:
         "dense_dtypes": dict(sorted(Counter(t.dtype for t in opened.dense.values()).items())),
         "shards": [{"name": shard.path.name, "size": shard.size_bytes} for shard in opened.shards],
         "source": meta["source"],
+        "conversion": meta.get("conversion"),
         "set_root": opened.manifest.set_root,
     }
 

@@ -88,9 +88,16 @@ def _opening(facts: Mapping[str, Any], base_model: str | None) -> str:
         "the experts that a token needs are read from disk when it needs them, and the model runs "
         f"in far less memory than it has weights. Architecture `{facts['architecture']}`, "
         f"{experts} experts in each of {len(facts['expert_layers'])} layers, "
-        f"{facts['top_k']} a token. Weights are those of the checkpoint, bit for bit "
-        "(`kandiga-pack export` gives it back)."
+        f"{facts['top_k']} a token. {_weights(facts)}"
     )
+
+
+def _weights(facts: Mapping[str, Any]) -> str:
+    if facts["conversion"] is None:
+        return "Weights are those of the checkpoint, bit for bit (`kandiga-pack export`)."
+    quantization = facts["quantization"]
+    bits = f", quantized to {quantization['bits']} bits" if quantization else ""
+    return f"Weights are those that `mlx_lm.convert` makes of the checkpoint{bits}."
 
 
 def _how_to_run(repository: str) -> str:
@@ -111,7 +118,10 @@ def _sizes(facts: Mapping[str, Any], manifest: Manifest) -> str:
         ("dense weights: in memory all the time", per_token["dense"]),
         ("experts of one token", per_token["experts"]),
         ("least memory: these two; the KV cache comes on top", sum(per_token.values())),
-        ("all experts: memory beyond dense weights and these has no use", facts["experts_bytes"]),
+        (
+            "all experts: with the dense weights, all memory it can use",
+            facts["experts_bytes"],
+        ),
     ]
     return _table(("", "size"), ((what, format_bytes(size)) for what, size in rows))
 

@@ -8,8 +8,14 @@ import sys
 from kandiga_run.errors import RunError
 from kandiga_run.exit_codes import ExitCode
 
-_UNREADABLE_ERRNOS = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR}
-_UNREADABLE_ERRNOS |= {errno.EHOSTUNREACH}  # of formats.hub
+_UNREADABLE_ERRNOS = {
+    errno.ENOENT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EHOSTUNREACH,
+}
 
 
 def describe(error: BaseException) -> tuple[str, ExitCode] | None:

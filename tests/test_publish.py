@@ -10,8 +10,10 @@ from huggingface_hub import ModelCard
 
 from checkpoints import make_checkpoint
 from hub_stub import HubStub, run_with_hub, serve_hub
-from kandiga_pack.convert import convert
+from kandiga_pack import Quantization, convert
+from kandiga_pack import publish as publish_container
 from kandiga_pack.model_card import read_source_card
+from published import make_published
 
 REPOSITORY = "me/tiny-mixtral-kexp"
 SOURCE_CARD = """---
@@ -118,6 +120,13 @@ def test_the_card(hub: HubStub, container: Path) -> None:
     named = publish(hub, container, "--dry-run", "--base-model", "one/other")
     assert named.returncode == 0, named.stderr
     assert "base_model: one/other" in named.stdout
+
+
+def test_the_card_of_converted_weights(tmp_path: Path) -> None:
+    published = make_published(tmp_path / "published", "qwen3_moe")
+    convert(published, tmp_path / "container", quantization=Quantization(4, 32))
+    card = publish_container(tmp_path / "container", REPOSITORY, dry_run=True).card
+    assert "that `mlx_lm.convert` makes of the checkpoint, quantized to 4 bits." in card
 
 
 @pytest.mark.parametrize("text", ["", "no front matter", "---\n: : :\n---\n", "---\n- 1\n---\n"])

@@ -14,7 +14,7 @@ from formats.reader import read_manifest
 from formats.shard import Shard
 from kandiga_pack.errors import PackError
 from kandiga_pack.repair.damage import is_right_file, open_right
-from kandiga_pack.repair.origins import Origin
+from kandiga_pack.repair.origin import Origin
 
 
 def own_manifest(folder: Path) -> Manifest | None:

@@ -32,7 +32,8 @@ from kandiga_pack.repair.damage import (
     scan_shard,
 )
 from kandiga_pack.repair.heads import rebuilt_heads, salvage_meta
-from kandiga_pack.repair.origins import Origin, open_origin
+from kandiga_pack.repair.open_origin import open_origin
+from kandiga_pack.repair.origin import Origin
 from kandiga_pack.repair.rewrite import Differences, Rewriter, join, replace_file
 from kandiga_pack.verify import verify
 
