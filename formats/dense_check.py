@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterator
 
 from formats.buffers import Buffer, as_bytes
-from formats.digests import combined_crc32
+from formats.crc32 import combined_crc32, crc32
 from formats.direct import DirectFile
 from formats.errors import KexpError
 from formats.pieces import iter_pieces
@@ -29,7 +28,7 @@ class DenseCheck:
     def add(self, offset_bytes: int, data: Buffer) -> None:
         """Take into account what the file holds at an offset. Threads may call this at once."""
         view = as_bytes(data)
-        self._pieces[offset_bytes] = len(view), zlib.crc32(view)
+        self._pieces[offset_bytes] = len(view), crc32(view)
 
     def finish(self, checkpoint: Callable[[], None] = lambda: None) -> None:
         """Read what is missing, past the page cache, and compare.
@@ -45,14 +44,14 @@ class DenseCheck:
                 self._read(file, begin_bytes, end_bytes, checkpoint)
         finally:
             file.close()
-        crc32 = 0
+        actual = 0
         for offset_bytes in self._in_order():
             length, piece_crc32 = self._pieces[offset_bytes]
-            crc32 = combined_crc32(crc32, piece_crc32, length)
-        if crc32 != self._section.crc32:
+            actual = combined_crc32(actual, piece_crc32, length)
+        if actual != self._section.crc32:
             raise KexpError(
                 "E_SECTION_CRC",
-                f"dense weights: crc32 {crc32:08x} != {self._section.crc32:08x}",
+                f"dense weights: crc32 {actual:08x} != {self._section.crc32:08x}",
                 file=self._shard.path,
                 offset_bytes=self._section.offset_bytes,
             )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -17,6 +16,7 @@ import numpy.typing as npt
 from formats import canonical_json, digests, dtypes
 from formats.buffers import Buffer, as_bytes
 from formats.constants import EXPERT_ENTRY_BYTES, MAX_CONFIG_DEPTH, MAX_JSON_BYTES, MAX_JSON_VALUES
+from formats.crc32 import crc32
 from formats.dense import DenseTensor
 from formats.errors import KexpError, os_errors, short
 from formats.expert_index import ENTRY, Entries, ExpertExtent, LayerRows
@@ -145,7 +145,7 @@ class KexpSet:
         Args:
             data: buffer of at least payload_bytes; what follows them is ignored.
         """
-        actual = zlib.crc32(as_bytes(data)[: extent.payload_bytes])
+        actual = crc32(as_bytes(data)[: extent.payload_bytes])
         if actual != extent.crc32:
             raise KexpError(
                 "E_BLOCK_CRC",
