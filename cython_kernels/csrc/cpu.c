@@ -1,6 +1,9 @@
 #define _GNU_SOURCE
 #include "cpu.h"
 #include <unistd.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 #ifdef __linux__
 #include <sched.h>
 #endif
@@ -17,10 +20,15 @@ const char* kandiga_isa_name(int isa) {
 
 #if defined(__x86_64__)
 
+/* Clang before 15 does not know "f16c" by name. */
+static int has_f16c(void) {
+    unsigned eax, ebx, ecx, edx;
+    return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C) != 0;
+}
+
 /* __builtin_cpu_supports also asks whether the system saves the wide registers (XGETBV). */
 static int has_avx2(void) {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-           __builtin_cpu_supports("f16c");
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
 }
 
 static int has_avx512(void) {
