@@ -22,7 +22,7 @@ from kandiga_pack.progress import Progress, piece_of_work
 from kandiga_pack.slices import iter_slices
 from kandiga_pack.source_digests import SourceDigests
 from kandiga_pack.source_stamps import SourceStamps, identity
-from kandiga_pack.sources.base import Source, TensorInfo
+from kandiga_pack.sources.base import RowReader, Source, TensorInfo
 from kandiga_pack.sources.checkpoint import CheckpointSource
 from kandiga_pack.stacks import ExpertStack, find_stacks
 from kandiga_pack.staging import Stage
@@ -216,7 +216,7 @@ class _Run:
 
     def _write_layer(self, stack: ExpertStack) -> None:
         for expert in range(stack.num_experts):
-            if isinstance(self.source, CheckpointSource):
+            if isinstance(self.source, RowReader):
                 fill = _reader(self.source, stack, expert)
                 self.writer.submit_expert(stack.layer, expert, fill)
                 self._advance(sum(stacked.tensor.row_bytes for stacked in stack.parts))
@@ -257,7 +257,7 @@ class _Run:
         self.stage.free(name)
 
 
-def _reader(source: CheckpointSource, stack: ExpertStack, expert: int) -> Fill:
+def _reader(source: RowReader, stack: ExpertStack, expert: int) -> Fill:
     def fill(views: Views) -> None:
         for stacked in stack.parts:
             source.read_row(stacked.tensor.name, expert, views[stacked.part.key])

@@ -26,7 +26,8 @@ class ConvertSummary:
     """What a conversion did.
 
     bytes_read: of the source's weight files. bytes_written: of every file in `path`.
-    bytes_per_second: bytes_read over seconds, opening, hashing and checking included.
+    bytes_per_second: bytes_read over seconds, opening, hashing and checking included; bytes_written
+        of weights that no file held before.
     notes: lines the user should read, such as what was left out.
     """
 
@@ -44,8 +45,8 @@ class ConvertSummary:
 
     @property
     def bytes_per_second(self) -> float:
-        """Source bytes a second."""
-        return self.bytes_read / max(self.seconds, 1e-9)
+        """Source bytes a second, or written ones where the source is no file."""
+        return (self.bytes_read or self.bytes_written) / max(self.seconds, 1e-9)
 
     def as_dict(self) -> dict[str, Any]:
         """Return what `--json` prints."""
@@ -98,7 +99,8 @@ def convert(
     with workspace:
         if _is_finished(workspace):
             workspace.is_done = True
-            return _summarize(dest, str(source), (), started)
+            name = str(source) if isinstance(source, str | Path) else source.name
+            return _summarize(dest, name, (), started)
         check_destination(dest)
         if restart:
             _start_anew(workspace)

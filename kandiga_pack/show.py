@@ -20,22 +20,32 @@ _MAX_LINES = 20
 
 def show_convert(summary: ConvertSummary, console: Console) -> None:
     """Print what a conversion did."""
+    _show_packed(summary, console, f"packed {summary.source}", [("read", summary.bytes_read)])
+
+
+def show_synth(summary: ConvertSummary, console: Console) -> None:
+    """Print what was made up."""
+    _show_packed(summary, console, f"made {summary.source}", [])
+
+
+def _show_packed(
+    summary: ConvertSummary, console: Console, title: str, read: list[tuple[str, int]]
+) -> None:
     rate = f"{format_bytes(summary.bytes_per_second)}/s"
     console.print(
         two_columns(
-            f"packed {summary.source}",
+            title,
             [
                 ("into", str(summary.path)),
                 ("architecture", summary.architecture),
                 ("experts", f"{summary.num_experts} in {summary.num_layers} layers"),
                 ("dense tensors", str(summary.num_dense_tensors)),
-                ("read", format_bytes(summary.bytes_read)),
+                *((label, format_bytes(count)) for label, count in read),
                 ("written", f"{format_bytes(summary.bytes_written)}, {_shards(summary)}"),
                 ("time", f"{summary.seconds:.1f} s, {rate}"),
             ],
         )
     )
-
     for note in summary.notes:
         console.print(f"note: {note}")
 

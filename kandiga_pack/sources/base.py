@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -97,3 +97,12 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Release files and temporary folders. Safe to call twice."""
+
+
+@runtime_checkable
+class RowReader(Protocol):
+    """A source that any thread may read from: experts are then read, hashed and written side by
+    side."""
+
+    def read_row(self, name: str, row: int, out: memoryview) -> None:
+        """Fill `out` with one row of axis 0, as `Source.read` gives it."""

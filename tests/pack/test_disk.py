@@ -52,6 +52,13 @@ def assert_one_line(stderr: str, text: str) -> None:
     assert stderr.count("\n") == 1, stderr
 
 
+def test_room_for_what_is_made_up(small_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    packed = str(small_disk / "packed")
+    assert run(["synth", "qwen3.5-397b-a17b", packed]) == ExitCode.FAILED
+    assert_one_line(capsys.readouterr().err, "223.03 GB, but only 1.04 MB are free there")
+    assert list(small_disk.iterdir()) == []
+
+
 def test_room_is_looked_for_first(
     source: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+
+from kandiga_pack.sources.base import TensorInfo
 
 
 def cast_like_mlx_lm(name: str, value: Any, dtype: Any, may_cast: Any) -> Any:
@@ -91,3 +93,21 @@ def to_numpy(array: Any) -> np.ndarray:
     if array.dtype == mx.bfloat16:
         array = array.view(mx.uint16)
     return np.ascontiguousarray(np.array(array, copy=False))
+
+
+def tensor_infos(parameters: Mapping[str, Any]) -> dict[str, TensorInfo]:
+    """Describe every tensor, in the shard files that mlx_lm.convert would write."""
+    from mlx_lm.utils import make_shards
+
+    shards = make_shards(dict(parameters))
+    count = len(shards)
+    return {
+        name: TensorInfo(
+            name,
+            dtype_name(array.dtype),
+            tuple(array.shape),
+            f"model-{number:05d}-of-{count:05d}.safetensors" if count > 1 else "model.safetensors",
+        )
+        for number, shard in enumerate(shards, 1)
+        for name, array in shard.items()
+    }

@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from kandiga_pack.errors import AlreadyQuantizedError, PackError
-from kandiga_pack.sources.base import TensorInfo
 from kandiga_pack.sources.checkpoint import CheckpointSource
-from kandiga_pack.sources.converted.arrays import dtype_name
+from kandiga_pack.sources.converted.arrays import tensor_infos
 from kandiga_pack.sources.converted.dense import DenseConverter
 from kandiga_pack.sources.converted.experts import ExpertConverter
 from kandiga_pack.sources.converted.lazy_model import LazyModel, load_as_mlx_lm_converts
@@ -44,7 +43,7 @@ class ConvertedSource:
         self._folder = Path(tempfile.mkdtemp(prefix="kandiga-pack-"))
         try:
             self.config = self._write_config(model)
-            self.tensors = _tensor_infos(model.parameters)
+            self.tensors = tensor_infos(model.parameters)
             self._experts = ExpertConverter(inner, model, self.tensors)
             self._dense = DenseConverter(
                 inner, model, self._load, self._experts.sanitizer.unchanged
@@ -136,21 +135,3 @@ def _refuse_what_cannot_stream(inner: CheckpointSource, quantization: Quantizati
             f"({config['model_file']}), which is not run; convert it with mlx_lm.convert and "
             "pack the result"
         )
-
-
-def _tensor_infos(parameters: Mapping[str, Any]) -> dict[str, TensorInfo]:
-    """Describe every tensor, in the shard files that mlx_lm.convert would write."""
-    from mlx_lm.utils import make_shards
-
-    shards = make_shards(dict(parameters))
-    count = len(shards)
-    return {
-        name: TensorInfo(
-            name,
-            dtype_name(array.dtype),
-            tuple(array.shape),
-            f"model-{number:05d}-of-{count:05d}.safetensors" if count > 1 else "model.safetensors",
-        )
-        for number, shard in enumerate(shards, 1)
-        for name, array in shard.items()
-    }
