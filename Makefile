@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ENV := $(VENV)/.ready
 
-.PHONY: env demo test tiny check format clean
+.PHONY: env demo test tiny check format fuzz clean
 
 env: $(ENV)
 
@@ -23,6 +23,13 @@ tiny: env
 
 test: env check
 	$(BIN)/python -m pytest -q
+
+FUZZ_SECONDS ?= 600
+
+# atheris has wheels for Linux alone, so it is no dependency: without it there is no coverage.
+fuzz: env
+	$(BIN)/python -m pip install --quiet 'atheris>=3.0' || true
+	PYTHONPATH="$(CURDIR):$(CURDIR)/tests" $(BIN)/python -m fuzz --seconds $(FUZZ_SECONDS)
 
 clean:
 	rm -rf $(VENV) build .demo

@@ -66,7 +66,7 @@ def decode(
             raise KexpError("E_LIMIT", f"{what} is {len(data)} bytes, at most {MAX_JSON_BYTES}")
         if has_too_many_values(data):
             raise _too_many_values(what)
-        value = _parse(data, what)
+        value = _parse(data, what, canonical)
         _check(value, what)
         if canonical and _spell(value, what) != data:
             raise KexpError("E_JSON_CANONICAL", f"{what} is not in its canonical spelling")
@@ -94,7 +94,7 @@ def _too_many_values(what: str) -> KexpError:
     return KexpError("E_JSON_VALUE", f"{what} has more than {MAX_JSON_VALUES} values")
 
 
-def _parse(data: bytes, what: str) -> Any:
+def _parse(data: bytes, what: str, canonical: bool) -> Any:
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(items)
         if len(found) != len(items):
@@ -105,6 +105,8 @@ def _parse(data: bytes, what: str) -> Any:
     def integer(literal: str) -> int:
         if len(literal) > _MAX_INT_LITERAL:
             raise KexpError("E_JSON_VALUE", f"{what} has an integer of {len(literal)} characters")
+        if literal == "-0" and not canonical:  # stock safetensors readers take it for a fraction
+            raise KexpError("E_JSON_VALUE", f"{what} has the number -0, wanted 0")
         return int(literal)
 
     def fraction(literal: str) -> NoReturn:

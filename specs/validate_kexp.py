@@ -673,8 +673,9 @@ class JsonScanner:
             self.problem("E_JSON_VALUE", f"{shown(integer + rest)} is not an integer", position)
         elif len(integer) > 17 or abs(int(integer)) > MAX_JSON_INTEGER:
             self.problem("E_JSON_VALUE", f"{shown(integer)} is beyond 2^53 - 1", position)
-        elif integer == "-0" and self.canonical:
-            self.problem("E_JSON_CANONICAL", "-0, wanted 0", position)
+        elif integer == "-0":
+            code = "E_JSON_CANONICAL" if self.canonical else "E_JSON_VALUE"
+            self.problem(code, "-0, wanted 0", position)
 
     def _string(self, raw: str, position: int) -> str:
         value = raw
@@ -1677,40 +1678,47 @@ class TensorTable:
             self.say("E_DENSE", message, offset)
             return None
         dtype, shape = value.get("dtype"), value.get("shape")
+        length: int | None = None
         extent = value.get("data_offsets")
         if not isinstance(dtype, str):
             self.say("E_DENSE", f"{label}: dtype is {shown(dtype)}, wanted a string", offset)
             return None
+        sound = True
+
+        def wrong(code: str, what: str) -> None:
+            nonlocal sound
+            sound = False
+            self.say(code, f"{label}: {what}", offset)
+
         if dtype not in DENSE_BITS:
-            self.say("E_DTYPE", f"{label}: dtype {shown(dtype)} is not known", offset)
-            return None
+            wrong("E_DTYPE", f"dtype {shown(dtype)} is not known")
         if not isinstance(shape, list) or not all(is_int(size) for size in shape):
-            self.say("E_DENSE", f"{label}: shape is {shown(shape)}", offset)
-            return None
-        if len(shape) > MAX_DIMENSIONS:
-            message = f"{label}: {len(shape)} dimensions, wanted at most {MAX_DIMENSIONS}"
-            self.say("E_DENSE", message, offset)
-            return None
+            wrong("E_DENSE", f"shape is {shown(shape)}")
+        elif len(shape) > MAX_DIMENSIONS:
+            wrong("E_DENSE", f"{len(shape)} dimensions, wanted at most {MAX_DIMENSIONS}")
+        elif dtype in DENSE_BITS:
+            length = self.length_of(label, dtype, shape, offset)
         begin, end = extent if isinstance(extent, list) and len(extent) == 2 else (None, None)
         if not (is_int(begin) and is_int(end) and begin <= end <= self.space):
-            message = f"{label}: data_offsets are {shown(extent)} in {self.space} bytes"
-            self.say("E_DENSE", message, offset)
+            wrong("E_DENSE", f"data_offsets are {shown(extent)} in {self.space} bytes")
             return None
-        self.check_length(label, dtype, shape, end - begin, offset)
+        if not sound or not isinstance(shape, list):
+            return None
+        if length is not None and length != end - begin:
+            message = f"{label}: {end - begin} bytes, {dtype} {shown(shape)} wants {length}"
+            self.say("E_DENSE", message, offset)
         return DenseTensor(dtype, tuple(shape), self.base + begin, self.base + end)
 
-    def check_length(
-        self, label: str, dtype: str, shape: list[int], length: int, offset: int
-    ) -> None:
+    def length_of(self, label: str, dtype: str, shape: list[int], offset: int) -> int | None:
+        """Return the bytes of a tensor, or None after saying why it has no such number."""
         if math.prod(size or 1 for size in shape) > MAX_ELEMENTS:
             self.say("E_DENSE", f"{label}: shape {shown(shape)} has too many elements", offset)
-            return
+            return None
         bits = DENSE_BITS[dtype] * math.prod(shape)
         if bits % 8:
             self.say("E_DTYPE", f"{label}: {bits} bits are not whole bytes", offset)
-        elif length != bits // 8:
-            message = f"{label}: {length} bytes, {dtype} {shown(shape)} wants {bits // 8}"
-            self.say("E_DENSE", message, offset)
+            return None
+        return bits // 8
 
     def check_tiling(self, tensors: dict[str, DenseTensor], offset: int) -> None:
         position = self.base
@@ -1776,15 +1784,18 @@ class ManifestReader:
         self.log("E_MANIFEST", message)
 
     def run(self, value: dict[str, Any]) -> Manifest | None:
+        if "format" in value and value["format"] != "kexp":
+            self.say(f"format is {shown(value['format'])}, wanted 'kexp'")
         version = value.get("version")
         if type(version) is int and version != VERSION_MAJOR:
+            if "format" not in value:
+                self.say("key 'format' is missing")
             self.log("E_VERSION", f"version is {version}, wanted {VERSION_MAJOR}")
             return None
         for key in sorted(value.keys() ^ {"format", "version", "set_root", "shards", "files"}):
             self.say(f"key {shown(key)} is {'unknown' if key in value else 'missing'}")
-        for key, wanted in (("format", "kexp"), ("version", 1)):
-            if key in value and (value[key] != wanted or type(value[key]) is not type(wanted)):
-                self.say(f"{key} is {shown(value[key])}, wanted {shown(wanted)}")
+        if "version" in value and type(version) is not int:
+            self.say(f"version is {shown(version)}, wanted {VERSION_MAJOR}")
         root = value.get("set_root")
         if "set_root" in value and not is_digest(root):
             self.say(f"set_root is {shown(root)}, wanted 64 hexadecimal digits")
