@@ -27,5 +27,5 @@ _MEANINGS = {
     ExitCode.USAGE: "the command line is wrong",
     ExitCode.UNREADABLE: "something named is missing or may not be read or written",
     ExitCode.UNCHECKED: "validate: nothing wrong, but something could not be checked here",
-    ExitCode.INTERRUPTED: "stopped by Ctrl-C or SIGTERM; convert goes on when run again",
+    ExitCode.INTERRUPTED: "stopped by Ctrl-C or SIGTERM; convert and synth go on when run again",
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from pathlib import Path
 
 from kandiga_pack.convert import DEFAULT_SHARD_BYTES, ConvertSummary, check_destination, convert
@@ -39,12 +41,14 @@ def synth(
     Raises:
         PackError, formats.KexpError, OSError: see errors.describe for what the user is told.
     """
+    started = time.monotonic()
     if not Path(dest).with_name(f"{Path(dest).name}.partial").exists():
         check_destination(Path(dest))  # before the seconds that mlx-lm takes to import
     source = SyntheticSource(model, num_layers=num_layers, quantization=quantization, seed=seed)
     try:
-        return convert(
+        summary = convert(
             source, dest, shard_bytes=shard_bytes, restart=restart, progress=progress, say=say
         )
     finally:
         source.close()
+    return replace(summary, seconds=time.monotonic() - started)

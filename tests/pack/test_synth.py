@@ -21,6 +21,7 @@ from kandiga_pack.journal import Journal
 from kandiga_pack.sources.converted import Quantization
 from kandiga_pack.sources.synthetic import PRESETS, SyntheticSource, stream
 from kandiga_pack.sources.synthetic.tokenizer import IM_END
+from kandiga_pack.sources.synthetic.values import Floats, pool_of
 from kandiga_pack.stacks import find_stacks
 from kandiga_run.engine import load_engine
 from kandiga_run.prompts import Prompts
@@ -142,6 +143,11 @@ def test_the_same_bytes_on_every_machine() -> None:
         memoryview(piece), stream.random_pool(0), stream.stream_key(0, "x"), 1 << 20, disguise=True
     )
     assert piece.hex() == "58dfebb496965af47f650c9b5664a9a8"
+    for values, first in (
+        (Floats("bf16", 0.75, 1.25, -7.5), "0dc1b8c006c1b5c008c1fdc0c9c0d1c0"),
+        (Floats("f32", -1.0, 2.0), "765165bfd12177bf51fa553ffefa8cbe"),
+    ):
+        assert pool_of(values, 0)[:2].tobytes().hex() == first
 
 
 @pytest.mark.parametrize("family", NATIVE_FAMILIES)
