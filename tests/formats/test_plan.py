@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from containers import LAYERS, affine_layout, plain_layout
 from formats import BLOCK_ALIGN, KexpError, Layout, Part, plan_shards
-from formats.plan import place_sections
+from formats.plan import LayerPlan, place_sections
 from formats.sections import BLKS, DENS, EXPT, LAYT, META
 
 SMALL = Layout.build([Part("up", "weight", "u8", (1, 1))])
@@ -62,6 +64,38 @@ def test_every_layer_is_in_one_shard_in_order(
         assert shard.blocks_bytes <= shard_bytes or len(shard.layers) == 1
     if len(plan.shards) > 1:
         assert plan.shards[0].layers == ()
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 9), st.sampled_from([SMALL, affine_layout(), plain_layout()])),
+        min_size=1,
+        max_size=12,
+    ),
+    st.integers(0, 10**6),
+    st.integers(1, 40 * BLOCK_ALIGN),
+)
+def test_shards_are_filled_in_order(
+    drawn: list[tuple[int, Layout]], dense_bytes: int, shard_bytes: int
+) -> None:
+    """Nothing is lost, and a shard is begun only when a layer does not fit the one before."""
+    layers = [(3 * index, count, layout) for index, (count, layout) in enumerate(drawn)]
+    plan = plan_shards(dense_bytes, layers, shard_bytes=shard_bytes)
+    assert len(set(plan.layouts)) == len(plan.layouts) == len({layout for _, layout in drawn})
+    assert [
+        (each.layer, each.num_experts, plan.layouts[each.layout]) for each in plan.layers
+    ] == layers
+
+    def size(layer: LayerPlan) -> int:
+        return layer.num_experts * plan.layouts[layer.layout].block_bytes
+
+    sizes = [shard.blocks_bytes for shard in plan.shards]
+    assert sizes == [sum(map(size, shard.layers)) for shard in plan.shards]
+    assert plan.total_bytes == dense_bytes + sum(sizes)
+    assert (len(plan.shards) == 1) == (plan.total_bytes <= shard_bytes)
+    for before, after in pairwise(plan.shards[1:]):
+        assert before.blocks_bytes + size(after.layers[0]) > shard_bytes
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from formats import (
     plan_shards,
     verify_full,
 )
+from specs import validate_kexp
 
 WHOLE_BYTE_DTYPES = [dtype.name for dtype in dtypes.TABLE if dtype.bits % 8 == 0]
 
@@ -53,8 +54,26 @@ def layouts() -> st.SearchStrategy[Layout]:
         st.integers(1, 3),
         st.sampled_from(["f16", "bf16", "f32"]),
     )
+    floating = st.builds(
+        lambda name, mode, rows, groups, has_bias: [
+            *(
+                Part(name, role, dtype, shape, *mode)
+                for role, dtype, shape in (
+                    ("weight", "u32", (rows, groups * mode[2] * mode[1] // 32)),
+                    ("scales", "u8", (rows, groups)),
+                    *((("global_scale", "f32", ()),) if mode[0] == "nvfp4" else ()),
+                )
+            ),
+            *([Part(name, "bias", "bf16", (rows,))] if has_bias else []),
+        ],
+        st.sampled_from(["gate", "up", "down", "gate_up"]),
+        st.sampled_from([("mxfp4", 4, 32), ("mxfp8", 8, 32), ("nvfp4", 4, 16)]),
+        st.integers(1, 40),
+        st.integers(2, 4),
+        st.booleans(),
+    )
     projections = st.lists(
-        plain | affine,
+        plain | affine | floating,
         min_size=1,
         max_size=4,
         unique_by=lambda parts: parts[0].projection,
@@ -77,14 +96,22 @@ def dense_specs() -> st.SearchStrategy[list[DenseSpec]]:
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(st.tuples(st.integers(1, 4), layouts()), min_size=1, max_size=4),
+    st.sets(st.integers(0, 4095), min_size=4, max_size=4),
     dense_specs(),
     st.integers(0, 2**32 - 1),
     st.sampled_from([1, 3 * BLOCK_ALIGN, 1 << 30]),
 )
 def test_any_model_comes_back(
-    drawn: list[tuple[int, Layout]], specs: list[DenseSpec], seed: int, shard_bytes: int
+    drawn: list[tuple[int, Layout]],
+    numbers: set[int],
+    specs: list[DenseSpec],
+    seed: int,
+    shard_bytes: int,
 ) -> None:
-    layers = [(3 * index, count, layout) for index, (count, layout) in enumerate(drawn)]
+    layers = [
+        (number, count, layout)
+        for number, (count, layout) in zip(sorted(numbers), drawn, strict=False)
+    ]
     with tempfile.TemporaryDirectory() as temp:
         dest = Path(temp) / "model"
         plan = plan_shards(1000, layers, shard_bytes=shard_bytes)
@@ -117,6 +144,7 @@ def test_any_model_comes_back(
                 assert (found.dtype, found.shape) == (spec.dtype, spec.shape)
                 assert opened.dense_array(spec.name).tobytes() == dense[spec.name]
         assert verify_full(dest).findings == []
+        assert validate_kexp.validate(dest).findings == []
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,11 @@
+import shutil
 from collections.abc import Iterator
 
 import pytest
 
 import cython_kernels
 from cython_kernels import _kernels
+from kernels.runner import Runner, build, host_isas
 
 
 @pytest.fixture
@@ -13,3 +15,15 @@ def use_isa(isa: str) -> Iterator[None]:
     _kernels._force_isa(isa)
     yield
     _kernels._force_isa(before)
+
+
+@pytest.fixture(scope="session")
+def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Runner:
+    """Return the runner with the address and undefined-behaviour sanitizers."""
+    compiler = shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        pytest.skip("needs gcc or clang on PATH")
+    folder = tmp_path_factory.mktemp("sanitized")
+    # -O1: at -O2 the compiler takes twice as long over instrumented vector code.
+    flags = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    return Runner(build(folder, compiler, host_isas(), flags))

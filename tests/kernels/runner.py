@@ -1,5 +1,6 @@
 """Compile runner.c with the kernels' C sources, and run cases through it."""
 
+import platform
 import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -45,6 +46,12 @@ class Runner:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{done.returncode}: {done.stderr[-4000:]}"
         return read_results(cases, result_file.read_bytes())
+
+
+def host_isas() -> tuple[str, ...]:
+    """Return what can be compiled for this machine; it need not be able to run it."""
+    x86 = platform.machine() == "x86_64"
+    return ("scalar", "avx2", "avx512") if x86 else ("scalar", "neon")
 
 
 def build(folder: Path, compiler: str, isas: Sequence[str], flags: Sequence[str]) -> Path:

@@ -10,7 +10,7 @@ import pytest
 import cython_kernels
 from kernels import quant_cases, vector_cases
 from kernels.cases import Case, check
-from kernels.runner import Runner, build
+from kernels.runner import Runner, build, host_isas
 
 CROSS_COMPILER = "aarch64-linux-gnu-gcc"
 QEMU = "qemu-aarch64-static"
@@ -20,25 +20,9 @@ def all_cases() -> list[Case]:
     return [*quant_cases.all_cases(), *vector_cases.all_cases()]
 
 
-def host_isas() -> tuple[str, ...]:
-    x86 = platform.machine() == "x86_64"
-    return ("scalar", "avx2", "avx512") if x86 else ("scalar", "neon")
-
-
 @pytest.mark.skipif(shutil.which("clang") is None, reason="clang is not installed")
 def test_clang_gives_no_warning(tmp_path: Path) -> None:
     build(tmp_path, "clang", host_isas(), ["-O0"])
-
-
-@pytest.fixture(scope="module")
-def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Runner:
-    compiler = shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
-        pytest.skip("needs gcc or clang on PATH")
-    folder = tmp_path_factory.mktemp("sanitized")
-    # -O1: at -O2 the compiler takes twice as long over instrumented vector code.
-    flags = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    return Runner(build(folder, compiler, host_isas(), flags))
 
 
 @pytest.mark.parametrize("isa", cython_kernels.available_isas())
