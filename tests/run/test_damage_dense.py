@@ -72,7 +72,7 @@ def test_a_bit_of_every_tensor(folder: Path) -> None:
     "options",
     [
         {"engine": "native", "check": "always"},
-        {"engine": "native", "memory_bytes": 1 << 30},
+        {"engine": "native", "memory_bytes": 8 << 30},
         {"engine": "mlx"},
         {"engine": "mlx", "residency": "owned"},
     ],
