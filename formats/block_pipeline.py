@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
+from formats.direct import aligned_buffer
 from formats.layout import Layout
 
 Views = Mapping[tuple[str, str], memoryview]
 Fill = Callable[[Views], None]
-Write = Callable[[bytearray], None]
+Write = Callable[[memoryview], None]
 Done = Callable[[int, bytes], None]
 
 # Reading, SHA-256, CRC-32 and writing all release the GIL, and each waits for something else.
@@ -31,7 +32,7 @@ class _Pending:
 
     digests: Future[tuple[int, bytes]]
     done: Done
-    buffer: bytearray
+    buffer: memoryview
 
 
 class BlockPipeline:
@@ -46,7 +47,7 @@ class BlockPipeline:
         # Apart from the workers, who wait for it.
         self._hasher = ThreadPoolExecutor(1, thread_name_prefix="kexp-sha256")
         self._pending: deque[_Pending] = deque()
-        self._free: list[bytearray] = []
+        self._free: list[memoryview] = []
         self._layout: Layout | None = None
 
     def put(self, layout: Layout, fill: Fill, write: Write, done: Done) -> None:
@@ -54,9 +55,9 @@ class BlockPipeline:
         self.drain()
         buffer = self._take(layout)
         fill(_views(layout, buffer))
-        digest = self._hasher.submit(_sha256, memoryview(buffer)[: layout.payload_bytes])
+        digest = self._hasher.submit(_sha256, buffer[: layout.payload_bytes])
         try:
-            crc32 = zlib.crc32(memoryview(buffer)[: layout.payload_bytes])
+            crc32 = zlib.crc32(buffer[: layout.payload_bytes])
             write(buffer)
         finally:
             sha256 = digest.result()  # the buffer is filled again next
@@ -98,24 +99,23 @@ class BlockPipeline:
         self._free.append(oldest.buffer)
         oldest.done(crc32, sha256)
 
-    def _take(self, layout: Layout) -> bytearray:
+    def _take(self, layout: Layout) -> memoryview:
         if layout != self._layout:
             self._free.clear()
             self._layout = layout
-        return self._free.pop() if self._free else bytearray(layout.block_bytes)
+        return self._free.pop() if self._free else aligned_buffer(layout.block_bytes)
 
 
-def _views(layout: Layout, buffer: bytearray) -> dict[tuple[str, str], memoryview]:
-    block = memoryview(buffer)
+def _views(layout: Layout, buffer: memoryview) -> dict[tuple[str, str], memoryview]:
     return {
-        part.key: block[part.offset_bytes : part.offset_bytes + part.length_bytes]
+        part.key: buffer[part.offset_bytes : part.offset_bytes + part.length_bytes]
         for part in layout.parts
     }
 
 
-def _process(layout: Layout, buffer: bytearray, fill: Fill, write: Write) -> tuple[int, bytes]:
+def _process(layout: Layout, buffer: memoryview, fill: Fill, write: Write) -> tuple[int, bytes]:
     fill(_views(layout, buffer))
-    payload = memoryview(buffer)[: layout.payload_bytes]
+    payload = buffer[: layout.payload_bytes]
     sha256 = _sha256(payload)
     crc32 = zlib.crc32(payload)
     write(buffer)

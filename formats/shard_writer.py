@@ -15,6 +15,7 @@ import numpy as np
 from formats import digests
 from formats.buffers import Buffer, as_bytes
 from formats.constants import EXPERT_ENTRY_BYTES, HEADER_BYTES
+from formats.direct_writer import DirectWriter
 from formats.durable import flush_to_disk, write_at
 from formats.errors import KexpError, os_errors
 from formats.expert_index import ENTRY_DTYPE
@@ -45,8 +46,8 @@ class BlockPlace:
     row: int
     offset_bytes: int
 
-    def write(self, block: bytearray) -> None:
-        self.shard.write(block, self.offset_bytes)
+    def write(self, block: memoryview) -> None:
+        self.shard.write_block(block, self.offset_bytes)
 
     def done(self, crc32: int, sha256: bytes) -> None:
         self.shard.fill_entry(self.row, crc32, sha256)
@@ -89,6 +90,7 @@ class ShardWriter:
         self.is_touched = False
         self._flusher = flusher
         self._fd = -1
+        self._direct: DirectWriter | None = None
 
     def create(self, folder: Path, done: ShardCheckpoint | None = None) -> None:
         """Create the file at its full length; what is never written reads as zeros.
@@ -140,6 +142,19 @@ class ShardWriter:
             self._flusher.wrote(fd, len(view))
         self.is_touched = True
 
+    def write_block(self, block: memoryview, offset: int) -> None:
+        """Write a block whose buffer is page-aligned, past the page cache where that is possible.
+
+        `add_entry` has opened the file.
+        """
+        done = 0
+        if self._direct is not None:
+            with os_errors(self.path, "written"):
+                done = self._direct.write(block, offset)
+        if done < len(block):
+            self.write(block[done:], offset + done)
+        self.is_touched = True
+
     def read(self, length: int, offset: int) -> bytes:
         with os_errors(self.path, "read"):
             return os.pread(self._open(), length, offset)
@@ -158,6 +173,8 @@ class ShardWriter:
         self.num_written += 1
         with os_errors(self.path, "written"):
             self._open()  # here: the workers that write blocks would race for it
+        if self._direct is None:
+            self._direct = DirectWriter(self.path)
         return BlockPlace(self, row, offset)
 
     def fill_entry(self, row: int, crc32: int, sha256: bytes) -> None:
@@ -226,6 +243,9 @@ class ShardWriter:
 
     def close(self) -> None:
         """Close the file; it is opened again when needed."""
+        if self._direct is not None:
+            self._direct.close()
+            self._direct = None
         if self._fd >= 0:
             with contextlib.suppress(OSError):  # a flush that failed before this is raised by wait
                 self._flusher.wait()

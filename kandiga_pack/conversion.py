@@ -167,6 +167,7 @@ class _Run:
                 self._stamps.take(name, path)
         self._new_groups: list[str] = []
         self._new_bytes = 0
+        self._packed: list[TensorInfo] = []
 
     def all(self, stages: Sequence[schedule.Stage]) -> None:
         """Go through the stages that remain."""
@@ -197,9 +198,7 @@ class _Run:
             return False
         if name == schedule.WHOLE or name not in self.journal.digests:
             return True
-        tensors = [info for stage in stages for info in stage.dense]
-        tensors += [part.tensor for stage in stages if stage.stack for part in stage.stack.parts]
-        return any(info.file == name for info in tensors)
+        return any(info.file == name for stage in stages for info in _tensors_of(stage))
 
     def _open(self, name: str, following: str | None) -> None:
         digest = self.stage.fetch(name, following) if self.stage is not None else None
@@ -231,6 +230,7 @@ class _Run:
 
     def _settle(self, stage: schedule.Stage) -> None:
         """Make a checkpoint where one is due, and free what is packed."""
+        self._forget(stage)
         to_free = [
             name for name in stage.closes if self.stage is not None and name in self.stage.to_free
         ]
@@ -238,6 +238,23 @@ class _Run:
             self._checkpoint()
         for name in to_free:
             self._free(name)
+
+    def _forget(self, stage: schedule.Stage) -> None:
+        """Have the page cache drop tensors that are packed and hashed.
+
+        The blocks under way last are read again from the disk then: they are few.
+        """
+        if not isinstance(self.source, CheckpointSource):
+            return
+        self._packed += _tensors_of(stage)
+        still: list[TensorInfo] = []
+        for info in self._packed:
+            shard = self.source.shards[info.file]
+            if self.digests.has_passed(info.file, shard.end_bytes(info.name)):
+                shard.forget(info.name)
+            else:
+                still.append(info)
+        self._packed = still
 
     def _checkpoint(self) -> None:
         self.check_source()  # what was read from a file that changed is not to be believed
@@ -290,6 +307,9 @@ def _last_layers(plan: SetPlan) -> set[int]:
 
 def _read_bytes(stages: Sequence[schedule.Stage]) -> int:
     """Return the bytes of tensors that stages read."""
-    tensors = [info for stage in stages for info in stage.dense]
-    tensors += [part.tensor for stage in stages if stage.stack for part in stage.stack.parts]
-    return sum(info.length_bytes for info in tensors)
+    return sum(info.length_bytes for stage in stages for info in _tensors_of(stage))
+
+
+def _tensors_of(stage: schedule.Stage) -> list[TensorInfo]:
+    parts = stage.stack.parts if stage.stack is not None else ()
+    return [*stage.dense, *(stacked.tensor for stacked in parts)]

@@ -42,6 +42,7 @@ class SourceDigests:
         self._hashes: dict[str, Future[str]] = {}
         self._moved = Condition()
         self._hashed_bytes = self._packed_bytes = 0
+        self._positions: dict[str, int] = {}
         self._stop = False
         self._hurry = False
 
@@ -70,7 +71,7 @@ class SourceDigests:
         if digest is not None:
             self._known[name] = digest
         else:
-            self._hashes[name] = self._thread.submit(self._sha256, path)
+            self._hashes[name] = self._thread.submit(self._sha256, name, path)
 
     def packed(self, count: int) -> None:
         """Count bytes packed; waits for the hashing where it is far behind."""
@@ -96,6 +97,10 @@ class SourceDigests:
                 self._hurry = False
         return self._known[name]
 
+    def has_passed(self, name: str, offset_bytes: int) -> bool:
+        """Whether no byte of a file before `offset_bytes` is still to be read here."""
+        return name in self._known or self._positions.get(name, 0) >= offset_bytes
+
     def ready(self) -> dict[str, str]:
         """Return the digests known by now."""
         for name, future in self._hashes.items():
@@ -115,12 +120,13 @@ class SourceDigests:
     def _is_idle(self) -> bool:
         return all(future.done() for future in self._hashes.values())
 
-    def _sha256(self, path: Path) -> str:
+    def _sha256(self, name: str, path: Path) -> str:
         digest = hashlib.sha256()
         buffer = bytearray(_CHUNK_BYTES)
         with os_errors(path, "read"), path.open("rb", buffering=0) as file:
             while count := file.readinto(buffer):
                 digest.update(memoryview(buffer)[:count])
+                self._positions[name] = self._positions.get(name, 0) + count
                 self._hashed(count)
                 if self._stop:
                     break

@@ -88,6 +88,23 @@ class SafetensorsFile:
             raise IndexError(f"{name}: {len(out)} bytes of row {row} of {info.shape}")
         self._read_at(name, extent.offset_bytes + row * info.row_bytes, out)
 
+    def forget(self, name: str) -> None:
+        """Have the page cache drop a tensor that is not read again.
+
+        So a conversion leaves in memory what others keep there, and its own pages are used again,
+        which is up to six times cheaper on a virtual machine than to get other ones.
+        """
+        if self._fd >= 0 and hasattr(os, "posix_fadvise"):
+            extent = self._extents[name]
+            os.posix_fadvise(
+                self._fd, extent.offset_bytes, extent.length_bytes, os.POSIX_FADV_DONTNEED
+            )
+
+    def end_bytes(self, name: str) -> int:
+        """Return the offset in the file at which a tensor ends."""
+        extent = self._extents[name]
+        return extent.offset_bytes + extent.length_bytes
+
     def _read_bytes(self, name: str, offset_bytes: int, length_bytes: int) -> np.ndarray:
         data = np.empty(length_bytes, np.uint8)
         self._read_at(name, offset_bytes, as_bytes(data))
