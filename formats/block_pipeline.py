@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import zlib
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
+from formats.crc32 import crc32
 from formats.direct import aligned_buffer
 from formats.layout import Layout
 
@@ -57,12 +57,12 @@ class BlockPipeline:
         fill(_views(layout, buffer))
         digest = self._hasher.submit(_sha256, buffer[: layout.payload_bytes])
         try:
-            crc32 = zlib.crc32(buffer[: layout.payload_bytes])
+            checksum = crc32(buffer[: layout.payload_bytes])
             write(buffer)
         finally:
             sha256 = digest.result()  # the buffer is filled again next
         self._free.append(buffer)
-        done(crc32, sha256)
+        done(checksum, sha256)
 
     def submit(self, layout: Layout, fill: Fill, write: Write, done: Done) -> None:
         """Have a block filled, hashed and written by a worker.
@@ -95,9 +95,9 @@ class BlockPipeline:
 
     def _reap(self) -> None:
         oldest = self._pending.popleft()
-        crc32, sha256 = oldest.digests.result()
+        checksum, sha256 = oldest.digests.result()
         self._free.append(oldest.buffer)
-        oldest.done(crc32, sha256)
+        oldest.done(checksum, sha256)
 
     def _take(self, layout: Layout) -> memoryview:
         if layout != self._layout:
@@ -117,9 +117,9 @@ def _process(layout: Layout, buffer: memoryview, fill: Fill, write: Write) -> tu
     fill(_views(layout, buffer))
     payload = buffer[: layout.payload_bytes]
     sha256 = _sha256(payload)
-    crc32 = zlib.crc32(payload)
+    checksum = crc32(payload)
     write(buffer)
-    return crc32, sha256
+    return checksum, sha256
 
 
 def _sha256(data: memoryview) -> bytes:

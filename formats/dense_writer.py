@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import zlib
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 
+from formats.crc32 import crc32
 from formats.dense import DenseImage
 from formats.errors import KexpError
 from formats.sections import DENS
@@ -72,7 +72,7 @@ class DenseWriter:
 
     def _hash(self, data: bytes | memoryview) -> None:
         self._sha256.update(data)
-        self._crc32 = zlib.crc32(data, self._crc32)
+        self._crc32 = crc32(data, self._crc32)
         self._hashed += len(data)
 
     def _read_back(self, end: int) -> None:

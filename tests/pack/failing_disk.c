@@ -1,12 +1,13 @@
 /* A disk that fails: loaded before libc (LD_PRELOAD), it makes one kind of call fail from the n-th
- * on, and writes less at a time than it is asked to.
+ * on; with FAIL_SHORT it writes less at a time than it is asked to.
  *
- * FAIL_CALL: pwrite, preadv, fsync or fdatasync. FAIL_AT: how many succeed before. FAIL_ERRNO: the
- * error. FAIL_PATH: only files whose path contains this text.
+ * FAIL_CALL: pwrite, preadv, fsync, fdatasync or direct. FAIL_AT: how many succeed before.
+ * FAIL_ERRNO: the error. FAIL_PATH: only files whose path contains this text.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -47,8 +48,9 @@ ssize_t pwrite64(int fd, const void* data, size_t count, off64_t offset) {
         return -1;
     if (real == NULL)
         *(void**)&real = dlsym(RTLD_NEXT, "pwrite64");
-    /* As a nearly full disk does, and a signal: less than what was asked for. */
-    return real(fd, data, count > 50000 ? 50000 : count, offset);
+    /* As a nearly full disk does, and a signal: less than what was asked for, and after a direct
+     * write a rest that begins anywhere. */
+    return real(fd, data, getenv("FAIL_SHORT") != NULL && count > 50000 ? 50000 : count, offset);
 }
 
 /* What os.preadv of CPython calls. */

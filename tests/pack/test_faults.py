@@ -107,6 +107,7 @@ def test_a_call_that_fails(
         source,
         dest,
         LD_PRELOAD=str(failing_disk),
+        FAIL_SHORT="1",
         FAIL_CALL=call,
         FAIL_AT=str(at),
         FAIL_PATH=path,
@@ -152,6 +153,20 @@ flusher.close()
         check=True,
     )
     assert done.stdout == "Input/output error\n" * 2
+
+
+@pytest.mark.parametrize("short", [True, False])
+@pytest.mark.parametrize("call", ["direct", "none"])
+def test_blocks_past_the_page_cache_or_not(
+    call: str, short: bool, failing_disk: Path, tmp_path: Path
+) -> None:
+    """Where O_DIRECT is refused, and where it writes a part only, the bytes are the same."""
+    source = make_split_checkpoint(tmp_path / "source", num_layers=2, hidden_size=512)
+    environment = {"LD_PRELOAD": str(failing_disk), "FAIL_CALL": call}
+    environment |= {"FAIL_SHORT": "1"} if short else {}
+    assert pack(source, tmp_path / "shim", **environment).returncode == ExitCode.OK
+    assert pack(source, tmp_path / "plain").returncode == ExitCode.OK
+    assert digests(tmp_path / "shim") == digests(tmp_path / "plain")
 
 
 @pytest.fixture
