@@ -49,7 +49,19 @@ class KexpError(Exception):
         if self.offset_bytes is not None:
             where.append(f"at {self.offset_bytes:#x}")
         pieces = [piece for piece in (self.file, " ".join(where), self.message) if piece]
-        return f"{': '.join(pieces)} ({self.code})"
+        return one_line(f"{': '.join(pieces)} ({self.code})")
+
+
+def one_line(text: str) -> str:
+    """Return the text with what is not printable escaped.
+
+    Names of files and tensors are a stranger's: a message must not move the cursor, or go on in the
+    next line of a log.
+    """
+    if text.isprintable():
+        return text
+    escaped = (char if char.isprintable() else ascii(char)[1:-1] for char in text)
+    return "".join(escaped)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,14 @@ import errno
 from collections.abc import Callable
 from pathlib import Path
 
-from formats.constants import BLOCK_ALIGN, EXPERT_ENTRY_BYTES, HEADER_BYTES, MAX_JSON_BYTES, MIB
+from formats.constants import (
+    BLOCK_ALIGN,
+    EXPERT_ENTRY_BYTES,
+    HEADER_BYTES,
+    MAX_EXPERTS_PER_SHARD,
+    MAX_JSON_BYTES,
+    MIB,
+)
 from formats.dense import header_bytes
 from formats.hub import HubError, HubFiles, HubId
 from formats.manifest import MANIFEST_NAME, Manifest, ShardRecord, parse_manifest
@@ -92,7 +99,8 @@ def _guess_bytes(first: _Head, manifest: Manifest) -> Callable[[ShardRecord], in
 
     def guess(record: ShardRecord) -> int:
         share = experts * record.size_bytes // max(total_bytes, 1)
-        return HEADER_BYTES + BLOCK_ALIGN + EXPERT_ENTRY_BYTES * (share + share // 8)
+        rows = min(share + share // 8, MAX_EXPERTS_PER_SHARD)
+        return HEADER_BYTES + BLOCK_ALIGN + EXPERT_ENTRY_BYTES * rows
 
     return guess
 

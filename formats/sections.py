@@ -13,7 +13,9 @@ import zstandard
 
 from formats.constants import (
     BLOCK_ALIGN,
+    EXPERT_ENTRY_BYTES,
     HEADER_BYTES,
+    MAX_EXPERTS_PER_SHARD,
     MAX_JSON_BYTES,
     MAX_ZSTD_WINDOW_BYTES,
     SECTION_ENTRY_BYTES,
@@ -22,6 +24,7 @@ from formats.constants import (
     round_up,
 )
 from formats.errors import KexpError, short
+from formats.layout_section import MAX_LAYOUT_SECTION_BYTES
 
 META, LAYT, EXPT, DENS, BLKS = b"META", b"LAYT", b"EXPT", b"DENS", b"BLKS"
 _ORDER = (META, LAYT, EXPT, DENS, BLKS)
@@ -34,6 +37,12 @@ CODEC_ZSTD = 1
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 # Decoded into memory at once, so bounded whatever the section is.
 MAX_COMPRESSED_RAW_BYTES = MAX_JSON_BYTES
+# These are read whole before anything else is, from a disk or by range requests.
+_MAX_RAW_BYTES = {
+    META: MAX_JSON_BYTES,
+    LAYT: MAX_LAYOUT_SECTION_BYTES,
+    EXPT: EXPERT_ENTRY_BYTES * MAX_EXPERTS_PER_SHARD,
+}
 
 # tag, codec, offset, stored length, raw length, CRC-32 of the stored bytes, reserved, digest,
 # reserved.
@@ -183,6 +192,14 @@ def _check_extent(
         raise wrong(f"at {offset:#x} with {stored} bytes leaves the file of {file_bytes}")
     if section.codec == CODEC_RAW and stored != raw:
         raise wrong(f"is raw, yet {stored} bytes stored are not {raw} bytes raw")
+    most = _MAX_RAW_BYTES.get(section.tag)
+    if most is not None and raw > most:
+        raise KexpError(
+            "E_LIMIT",
+            f"section {section.name} of {raw} bytes, at most {most}",
+            file=file,
+            offset_bytes=entry_offset,
+        )
     if section.codec == CODEC_ZSTD and raw > MAX_COMPRESSED_RAW_BYTES:
         raise KexpError(
             "E_LIMIT",
@@ -221,7 +238,7 @@ def _names(tags: Sequence[bytes]) -> str:
 def decode_section(section: Section, stored: bytes, *, file: PurePath) -> bytes:
     """Return the raw bytes of a section after checking both of its checksums.
 
-    The caller has compared `section.raw_bytes` with the section's limit: that much is allocated.
+    `section.raw_bytes` is allocated; `parse_table` compared it with the section's limit.
 
     Raises:
         KexpError: E_SECTION_CRC, E_SECTION_CODEC, E_SECTION_SHA256.

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from formats import dense, digests
-from formats.constants import EXPERT_ENTRY_BYTES, HEADER_BYTES, MAX_JSON_BYTES
+from formats.constants import EXPERT_ENTRY_BYTES, HEADER_BYTES
 from formats.dense import DenseTensor
 from formats.errors import KexpError, os_errors, short
-from formats.expert_index import MAX_INDEX_BYTES, Entries, LayerRows, check_entries, entry_rows
+from formats.expert_index import Entries, LayerRows, check_entries, entry_rows
 from formats.layout import Layout
-from formats.layout_section import MAX_LAYOUT_SECTION_BYTES, parse_layouts
+from formats.layout_section import parse_layouts
 from formats.manifest import shard_file_name
 from formats.meta import check_dense_header, parse_meta
 from formats.sections import (
@@ -161,9 +161,7 @@ class Shard:
                 file=self.path,
                 offset_bytes=104,
             )
-        self.layouts: tuple[Layout, ...] = parse_layouts(
-            self._decode(LAYT, MAX_LAYOUT_SECTION_BYTES), file=self.path
-        )
+        self.layouts: tuple[Layout, ...] = parse_layouts(self._decode(LAYT), file=self.path)
         if self.has_section(EXPT):
             self._check_index()
         if self.has_section(META):
@@ -224,21 +222,14 @@ class Shard:
             return None
         return int(entry["layer"]), int(entry["expert"])
 
-    def _decode(self, tag: bytes, limit_bytes: int) -> bytes:
+    def _decode(self, tag: bytes) -> bytes:
         section = self.section(tag)
-        if section.raw_bytes > limit_bytes:  # and the stored bytes are never more than the raw ones
-            raise KexpError(
-                "E_LIMIT",
-                f"section {section.name} of {section.raw_bytes} bytes, at most {limit_bytes}",
-                file=self.path,
-                offset_bytes=section.offset_bytes,
-            )
         stored = self.read(section.offset_bytes, section.stored_bytes)
         return decode_section(section, stored, file=self.path)
 
     def _check_index(self) -> None:
         index = self.section(EXPT)
-        raw = self._decode(EXPT, MAX_INDEX_BYTES)
+        raw = self._decode(EXPT)
         if len(raw) % EXPERT_ENTRY_BYTES:
             raise KexpError(
                 "E_INDEX",
@@ -253,7 +244,7 @@ class Shard:
         )
 
     def _check_meta(self) -> None:
-        self.meta = parse_meta(self._decode(META, MAX_JSON_BYTES), file=self.path)
+        self.meta = parse_meta(self._decode(META), file=self.path)
         section = self.section(DENS)
         at = section.offset_bytes
         length = dense.header_bytes(

@@ -7,6 +7,7 @@ import errno
 import click
 
 from formats import UNREADABLE_CODES, KexpError
+from formats.errors import one_line
 from kandiga_pack.exit_codes import ExitCode
 
 
@@ -15,6 +16,9 @@ class PackError(Exception):
     what, where, the value seen, the value wanted, the next thing to do."""
 
     exit_code = ExitCode.FAILED
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class UnreadableError(PackError):

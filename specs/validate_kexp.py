@@ -548,6 +548,7 @@ JSON_TOKEN_PATTERN = (
 JSON_TOKEN = re.compile(JSON_TOKEN_PATTERN)
 # What Python's own json module writes, and so stands in config.json.
 PYTHON_JSON_TOKEN = re.compile(JSON_TOKEN_PATTERN + "|NaN|-?Infinity")
+JSON_DECODER = json.JSONDecoder()
 JSON_ESCAPE = re.compile(r"\\(?:u....|.)")
 CANONICAL_ESCAPE = re.compile(r'\\(?:["\\bfnrt]|u00(?:0[0-7be]|1[0-9a-f]))')
 UNPAIRED_SURROGATE = re.compile(r"[\ud800-\udfff]")
@@ -680,7 +681,7 @@ class JsonScanner:
     def _string(self, raw: str, position: int) -> str:
         value = raw
         if "\\" in raw:
-            value = json.loads(f'"{raw}"')
+            value, _ = JSON_DECODER.raw_decode(f'"{raw}"')
             if UNPAIRED_SURROGATE.search(value):
                 self.problem("E_JSON_VALUE", f"unpaired surrogate in {shown(raw)}", position)
             elif self.canonical and not _escapes_are_canonical(raw):
@@ -1696,6 +1697,8 @@ class TensorTable:
             wrong("E_DENSE", f"shape is {shown(shape)}")
         elif len(shape) > MAX_DIMENSIONS:
             wrong("E_DENSE", f"{len(shape)} dimensions, wanted at most {MAX_DIMENSIONS}")
+        elif math.prod(size or 1 for size in shape) > MAX_ELEMENTS:
+            wrong("E_DENSE", f"shape {shown(shape)} has too many elements")
         elif dtype in DENSE_BITS:
             length = self.length_of(label, dtype, shape, offset)
         begin, end = extent if isinstance(extent, list) and len(extent) == 2 else (None, None)
@@ -1710,10 +1713,7 @@ class TensorTable:
         return DenseTensor(dtype, tuple(shape), self.base + begin, self.base + end)
 
     def length_of(self, label: str, dtype: str, shape: list[int], offset: int) -> int | None:
-        """Return the bytes of a tensor, or None after saying why it has no such number."""
-        if math.prod(size or 1 for size in shape) > MAX_ELEMENTS:
-            self.say("E_DENSE", f"{label}: shape {shown(shape)} has too many elements", offset)
-            return None
+        """Return the bytes of a tensor, or None after saying that they are not whole."""
         bits = DENSE_BITS[dtype] * math.prod(shape)
         if bits % 8:
             self.say("E_DTYPE", f"{label}: {bits} bits are not whole bytes", offset)

@@ -576,10 +576,9 @@ def mutate_set(seed: SetModel, rng: random.Random) -> tuple[Files, list[str]]:
 def mutate_any(files: Files, seeds: Sequence[SetModel], rng: random.Random) -> Files:
     """Return another set made from `files`, or from a seed when nothing can be made of them."""
     try:
-        model = sets.parse_set(files)
-    except (ValueError, KeyError, IndexError, TypeError, struct.error, RecursionError):
-        model = rng.choice(list(seeds))
-    return mutate_set(model, rng)[0]
+        return mutate_set(sets.parse_set(files), rng)[0]
+    except Exception:  # parse_set takes valid sets, and these are not
+        return mutate_set(rng.choice(list(seeds)), rng)[0]
 
 
 def random_document(rng: random.Random, document: Any) -> bytes:

@@ -21,6 +21,7 @@ import numpy as np
 from formats import KexpSet, Shard, open_set, verify_full
 from fuzz.limits import Cost, guarded, reads_inside_files
 from fuzz.sets import Files
+from kandiga_run.experts.mapped import MappedStore
 from specs import validate_kexp
 
 Result = TypeVar("Result")
@@ -116,6 +117,7 @@ class Oracle:
                 assert begin == tensor.offset_bytes or not data.nbytes
                 assert begin + data.nbytes <= opened.shards[tensor.shard].size_bytes
                 data.tobytes()
+            check_addresses(opened)
 
 
 def check_extent(opened: KexpSet, layer: int, expert: int) -> None:
@@ -126,6 +128,24 @@ def check_extent(opened: KexpSet, layer: int, expert: int) -> None:
     assert extent.payload_bytes <= extent.block_bytes == layout.block_bytes
     for part in layout.parts:
         assert 0 <= part.offset_bytes <= extent.payload_bytes - part.length_bytes
+
+
+def check_addresses(opened: KexpSet) -> None:
+    """Assert that what the runtime hands to kernels, address and length, lies in the maps."""
+    store = MappedStore(opened, num_readers=1)
+    try:
+        for layer in opened.layers:
+            shard = opened.shards[opened.entries(layer)[0]]
+            base, length = _address(shard), opened.layout(layer).payload_bytes
+            experts = np.arange(opened.num_experts(layer), dtype=np.int32)
+            with store.fetch(layer, experts) as arrivals:
+                arrived = dict(arrivals)
+            assert arrived.keys() == set(experts.tolist())
+            for expert, address in arrived.items():
+                assert base <= address <= base + shard.size_bytes - length
+                assert address - base == opened.extent(layer, expert).offset_bytes
+    finally:
+        store.close()
 
 
 def _address(shard: Shard) -> int:
