@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from formats import KexpError, dtypes
 from formats.buffers import as_bytes
+from formats.constants import MAX_JSON_INT, MAX_TENSOR_DIMS
 from kandiga_pack.errors import PackError, UnreadableError
 from kandiga_pack.sources.base import TensorInfo
 
@@ -153,7 +155,14 @@ def _tensor_info(name: str, entry: Mapping[str, Any], path: Path) -> TensorInfo:
         raise PackError(
             f"{path}: tensor {name} has dtype {entry['dtype']}, which cannot be packed"
         ) from error
-    return TensorInfo(name, dtype, tuple(entry["shape"]), path.name)
+    shape = tuple(entry["shape"])
+    # A dimension of zero makes any other fit the file; numpy's limit is below the library's.
+    if len(shape) > MAX_TENSOR_DIMS or math.prod(dim or 1 for dim in shape) > MAX_JSON_INT:
+        raise PackError(
+            f"{path}: tensor {name} has shape {str(shape)[:200]}, at most {MAX_TENSOR_DIMS} "
+            "dimensions and 2^53 - 1 elements can be packed; download it again"
+        )
+    return TensorInfo(name, dtype, shape, path.name)
 
 
 def _extent(entry: Mapping[str, Any], start_bytes: int) -> Extent:

@@ -77,6 +77,7 @@ def run_all(seconds: float, seed: str, names: list[str]) -> list[Run]:
         runs.append(start("sets", [*arguments, "--current", str(current)], stats, share))
         if runs[0].died:
             runs[0].died += f"\nat input {seed}:{current.read_text()}"
+        print(runs[0], flush=True)
         for name in names if covered else []:
             stats.unlink(missing_ok=True)
             share = max(1, round(seconds / 2 / len(names)))
