@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from fuzz import campaign, sets
+from fuzz.oracle import FOLDER_VARIABLE, memory_folder
 from fuzz.targets import TARGETS, close
 
 
@@ -47,6 +49,8 @@ def start(name: str, arguments: list[str], stats: Path, limit_seconds: float) ->
         done = subprocess.run(
             [sys.executable, "-m", *arguments, "--stats", str(stats)],
             timeout=limit_seconds + 300,
+            # libFuzzer ends a process without letting Python tidy up.
+            env=os.environ | {FOLDER_VARIABLE: str(stats.parent)},
             stderr=subprocess.PIPE,
             text=True,
             check=False,
@@ -67,7 +71,7 @@ def start(name: str, arguments: list[str], stats: Path, limit_seconds: float) ->
 
 def run_all(seconds: float, seed: str, names: list[str]) -> list[Run]:
     runs = []
-    with tempfile.TemporaryDirectory() as temp:
+    with tempfile.TemporaryDirectory(dir=memory_folder()) as temp:
         stats, current = Path(temp) / "stats", Path(temp) / "current"
         covered = importlib.util.find_spec("atheris") is not None
         if not covered:

@@ -11,6 +11,7 @@ import importlib
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -174,10 +175,18 @@ def provide_zstd() -> None:
     sys.modules["compression.zstd"] = zstd
 
 
-def scratch_folder(name: str) -> Path:
-    """Return an empty folder, in memory where there is such a place."""
+FOLDER_VARIABLE = "KANDIGA_FUZZ_FOLDER"
+
+
+def memory_folder() -> Path:
+    """Return a folder in memory where there is such a place."""
     memory = Path("/dev/shm")
-    base = memory if memory.is_dir() and os.access(memory, os.W_OK) else Path("/tmp")
+    return memory if os.access(memory, os.W_OK) else Path(tempfile.gettempdir())
+
+
+def scratch_folder(name: str) -> Path:
+    """Return an empty folder, in that of FOLDER_VARIABLE if somebody else is to remove it."""
+    base = Path(os.environ.get(FOLDER_VARIABLE, memory_folder()))
     folder = base / f"kandiga-fuzz-{os.getpid()}-{name}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
