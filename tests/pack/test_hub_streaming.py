@@ -82,17 +82,16 @@ def test_the_same_bytes_as_from_a_folder(hub: HubStub, published: Path, tmp_path
         assert ours == (tmp_path / "local" / name).read_bytes()[4096:]
 
 
+def start_packing(hub: HubStub, tmp_path: Path) -> subprocess.Popen[bytes]:
+    """Start `kandiga-pack convert` of the repository into tmp_path / "packed"."""
+    packed = str(tmp_path / "packed")
+    command = [sys.executable, "-m", "kandiga_pack", "convert", REPOSITORY, packed]
+    return subprocess.Popen(command, env=hub_environment(hub, tmp_path / "hf"))
+
+
 def test_few_files_are_here_at_a_time(hub: HubStub, published: Path, tmp_path: Path) -> None:
     """Two, since a layer may lie in two, and the one that is being downloaded meanwhile."""
-    command = [
-        sys.executable,
-        "-m",
-        "kandiga_pack",
-        "convert",
-        REPOSITORY,
-        str(tmp_path / "packed"),
-    ]
-    process = subprocess.Popen(command, env=hub_environment(hub, tmp_path / "hf"))
+    process = start_packing(hub, tmp_path)
     most = 0
     while process.poll() is None:
         most = max(most, len(list(tmp_path.glob("packed.partial/downloads/*/*.safetensors"))))
@@ -114,15 +113,7 @@ def test_a_cached_file_is_used_and_stays(hub: HubStub, published: Path, tmp_path
 
 def test_killed_and_taken_up(hub: HubStub, published: Path, tmp_path: Path) -> None:
     """What was packed is not downloaded again."""
-    command = [
-        sys.executable,
-        "-m",
-        "kandiga_pack",
-        "convert",
-        REPOSITORY,
-        str(tmp_path / "packed"),
-    ]
-    process = subprocess.Popen(command, env=hub_environment(hub, tmp_path / "hf"))
+    process = start_packing(hub, tmp_path)
     journal = tmp_path / "packed.partial" / "journal"
     while process.poll() is None and not (journal.exists() and b'"free"' in journal.read_bytes()):
         time.sleep(0.001)
