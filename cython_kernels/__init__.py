@@ -6,11 +6,17 @@ csrc/matmul.c, expert.c, attention.c, ...   above the instruction sets: splittin
 csrc/dispatch.c, csrc/cpu.c    which instruction set runs; KANDIGA_ISA=scalar|avx2|avx512|neon
 csrc/map_guard.c               files that are cut short while they are computed on
 csrc/threadpool.c              the one pool of threads in the process
+csrc/time_split.c              what kernels spend their time on
 _kernels.pyx, *.pxi            argument checks (ValueError: argument, seen, expected); no GIL in C
 reference/                     every kernel in numpy float64, what the tests compare with
 """
 
 from ._kernels import (
+    TIME_ATTENTION,
+    TIME_DENSE,
+    TIME_EXPERTS,
+    TIME_GATED_DELTA,
+    TIME_ROUTING,
     ExpertLayout,
     MapGuard,
     Matrix,
@@ -30,6 +36,7 @@ from ._kernels import (
     isa,
     kv_append,
     l2_normalize_heads,
+    label_time,
     matmul,
     matmul_many,
     moe_combine,
@@ -42,10 +49,16 @@ from ._kernels import (
     sigmoid_scale_add,
     silu_mul,
     split_interleaved,
+    time_totals,
     top_k_routing,
 )
 
 __all__ = [
+    "TIME_ATTENTION",
+    "TIME_DENSE",
+    "TIME_EXPERTS",
+    "TIME_GATED_DELTA",
+    "TIME_ROUTING",
     "ExpertLayout",
     "MapGuard",
     "Matrix",
@@ -64,6 +77,7 @@ __all__ = [
     "head_rms_norm",
     "isa",
     "kv_append",
+    "label_time",
     "l2_normalize_heads",
     "matmul",
     "matmul_many",
@@ -77,5 +91,6 @@ __all__ = [
     "sigmoid_scale_add",
     "silu_mul",
     "split_interleaved",
+    "time_totals",
     "top_k_routing",
 ]

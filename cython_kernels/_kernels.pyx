@@ -23,6 +23,7 @@ include "buffers.pxi"
 include "matrix.pxi"
 include "vector.pxi"
 include "map_guard.pxi"
+include "time_split.pxi"
 
 
 def cpu_count():

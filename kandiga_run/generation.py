@@ -225,7 +225,9 @@ class Generation(Iterator[Token]):
 
     def _next_token(self, logits: NDArray[np.float32], stops: StopStrings) -> Token:
         """Sample a token, settle whether it ends the answer and which text may be shown."""
+        started = perf_counter()
         choice = self._sampler.choose(logits[-1], self._history)
+        self._engine.stats.sampling_seconds += perf_counter() - started
         self.token_ids.append(choice.token)
         self._history.append(choice.token)
         if choice.token in self._options.stop_token_ids:

@@ -9,7 +9,7 @@ from kandiga_run.engine import Engine, State
 from kandiga_run.generation import GenerationStats
 from kandiga_run.memory import MemoryUse, memory_use
 from kandiga_run.sizes import format_size
-from kandiga_run.stats import RunStats
+from kandiga_run.stats import KERNEL_TIMES, RunStats
 
 
 def stats_json(engine: Engine, state: State, stats: GenerationStats) -> dict[str, Any]:
@@ -70,6 +70,7 @@ def stats_rows(engine: Engine, state: State, stats: GenerationStats) -> list[tup
             "waited for reads",
             f"{decode.read_wait_seconds:.2f} s of {stats.decode_seconds:.2f} s decode",
         ),
+        ("decode went to", _time_row(decode)),
         *_device_rows(stats),
         ("experts a token", _experts_per_token(run)),
         (
@@ -104,9 +105,30 @@ def _phase_json(
         "experts_read": run.experts_read,
         "experts_reused": run.experts_reused,
         "read_wait_seconds": run.read_wait_seconds,
+        "time_split": time_split_json(run),
         "device_waits": run.device_waits,
         "device_wait_seconds": run.device_wait_seconds,
     }
+
+
+def time_split_json(run: RunStats) -> dict[str, float]:
+    """Return the seconds of a phase by what they were spent on; they do not overlap."""
+    kernels = {name.removesuffix("_seconds"): getattr(run, name) for name in KERNEL_TIMES}
+    return {
+        **kernels,
+        "read_wait": run.read_wait_seconds,
+        "sampling": run.sampling_seconds,
+        "other": run.other_seconds,
+    }
+
+
+def _time_row(run: RunStats) -> str:
+    """Return the shares of time, the largest first; less than half a percent is left out."""
+    split = time_split_json(run)
+    total = sum(split.values())
+    names = sorted(split, key=lambda name: -split[name])
+    parts = [f"{name.replace('_', ' ')} {split[name] / total:.0%}" for name in names if total]
+    return ", ".join(part for part in parts if not part.endswith(" 0%")) or "-"
 
 
 def _device_rows(stats: GenerationStats) -> list[tuple[str, str]]:

@@ -6,8 +6,18 @@ The engine and the expert store add to one `RunStats`; whoever wants the figures
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
+
+#: Counters of kernel time, in the order of the labels of `cython_kernels.time_totals`.
+KERNEL_TIMES = (
+    "dense_seconds",
+    "routing_seconds",
+    "expert_seconds",
+    "attention_seconds",
+    "gated_delta_seconds",
+)
 
 _SETTINGS = frozenset({"residency", "top_k", "num_experts_per_token"})
 
@@ -29,6 +39,20 @@ class RunStats:
     bytes_read: int = 0
     #: time the computation stood still until an expert had arrived.
     read_wait_seconds: float = 0.0
+    #: time inside `Engine.forward` ...
+    forward_seconds: float = 0.0
+    #: ... of that in kernels, waits excluded: embedding, norms, projections, shared experts, head;
+    dense_seconds: float = 0.0
+    #: the router's matrix and its choice;
+    routing_seconds: float = 0.0
+    #: routed experts and their sum;
+    expert_seconds: float = 0.0
+    #: rope, KV cache and attention itself, without the projections around them;
+    attention_seconds: float = 0.0
+    #: the same of gated delta layers.
+    gated_delta_seconds: float = 0.0
+    #: time in which tokens were chosen from logits; outside of `forward_seconds`.
+    sampling_seconds: float = 0.0
     #: mlx engine: times the CPU waited for the device to learn which experts are needed (once per
     #: MoE layer and forward call), and how long. The device computes meanwhile.
     device_waits: int = 0
@@ -53,6 +77,21 @@ class RunStats:
             if field.name not in _SETTINGS
         }
         return replace(self, **difference)
+
+    @property
+    def other_seconds(self) -> float:
+        """Return the time in `forward` that was neither kernels nor waiting for reads.
+
+        With the native engine that is Python and the store's bookkeeping, with the mlx engine also
+        everything mlx computes.
+        """
+        kernels: list[float] = [getattr(self, name) for name in KERNEL_TIMES]
+        return max(0.0, self.forward_seconds - self.read_wait_seconds - sum(kernels))
+
+    def add_kernel_times(self, nanoseconds: Sequence[int]) -> None:
+        """Add what `cython_kernels.time_totals` counted during one call of `forward`."""
+        for name, value in zip(KERNEL_TIMES, nanoseconds, strict=True):
+            setattr(self, name, getattr(self, name) + value * 1e-9)
 
     @property
     def is_lossy(self) -> bool:

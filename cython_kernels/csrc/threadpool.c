@@ -1,6 +1,7 @@
 #define _GNU_SOURCE
 #include "threadpool.h"
 #include "cpu.h"
+#include "time_split.h"
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -226,14 +227,16 @@ static void run_job(kandiga_task task, void* context, size_t num_items) {
 }
 
 void kandiga_parallel_for(kandiga_task task, void* context, size_t num_items) {
+    kandiga_time_begin();
     if (num_items <= 1 || inside_task || kandiga_num_threads() == 1) {
         for (size_t i = 0; i < num_items; i++)
             task(context, i);
-        return;
+    } else {
+        kandiga_pool_hold();
+        run_job(task, context, num_items);
+        kandiga_pool_release();
     }
-    kandiga_pool_hold();
-    run_job(task, context, num_items);
-    kandiga_pool_release();
+    kandiga_time_end();
 }
 
 int kandiga_num_threads(void) {

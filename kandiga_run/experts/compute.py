@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from cython_kernels import ExpertLayout, expert_mlp
+from cython_kernels import TIME_EXPERTS, ExpertLayout, expert_mlp, label_time
 from kandiga_run.experts.assignment import Assignment
 from kandiga_run.experts.store import Arrival
 
@@ -23,6 +23,7 @@ def compute_batch(
     Their results go to the next rows of `results` (T * K, hidden); assignment.order says which.
     `workspace` is as large as `expert_scratch` says for the T * K rows.
     """
+    label_time(TIME_EXPERTS)
     work = assignment.take([expert for expert, _ in batch])
     addresses = np.array([address for _, address in batch], np.uint64)
     out = results[work.first_result : work.end_result]

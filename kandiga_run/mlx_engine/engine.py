@@ -25,6 +25,7 @@ from kandiga_run.mlx_engine.network import Network
 from kandiga_run.mlx_engine.on_mlx import WAVE_BYTES
 from kandiga_run.mlx_engine.state import MlxState
 from kandiga_run.stats import RunStats
+from kandiga_run.time_split import timed_forward
 
 
 class MlxEngine:
@@ -109,6 +110,7 @@ class MlxEngine:
             self._model.files.used(),
             _compiling_safely(self.stats.num_experts_per_token),
             self._naming_mlx(),
+            timed_forward(self.stats),
         ):
             for chunk in chunks[: -len(wanted)]:
                 self._forward(chunk, state, logits=None)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from cython_kernels import TIME_DENSE, label_time
 from kandiga_run.native.blocks.embedding import Embedding, Head
 from kandiga_run.native.blocks.norm import RMSNorm
 from kandiga_run.native.scratch import Scratch
@@ -99,6 +100,7 @@ class Decoder:
         hidden = self._scratch.rows("hidden", num_tokens, self._hidden_size)
         normed = self._scratch.rows("normed", num_tokens, self._hidden_size)
         delta = self._scratch.rows("delta", num_tokens, self._hidden_size)
+        label_time(TIME_DENSE)
         self._embedding.forward(tokens, hidden)
         self._layers[0].input_norm.forward(hidden, normed)
         for layer, cache, next_norm in zip(
@@ -107,5 +109,6 @@ class Decoder:
             layer.mixer.forward(normed, cache, state.position, delta)
             layer.post_norm.add_forward(hidden, delta, normed)
             layer.feed_forward.forward(normed, delta)
+            label_time(TIME_DENSE)
             next_norm.add_forward(hidden, delta, normed)
         return normed

@@ -25,6 +25,7 @@ from kandiga_run.native.state import NativeState
 from kandiga_run.native.warm import bring_in_dense, expect_single_rows
 from kandiga_run.native.weights import Weights
 from kandiga_run.stats import RunStats
+from kandiga_run.time_split import timed_forward
 
 _MIB = 1 << 20
 # Code pages and small objects that the first tokens touch: 4 to 6 MB measured on x86-64 Linux.
@@ -116,7 +117,7 @@ class NativeEngine:
         num_tokens = tokens.shape[0]
         num_rows = num_tokens if logits == "all" else 1
         out = np.empty((num_rows, self.vocab_size), np.float32)
-        with self._model.files.used():
+        with self._model.files.used(), timed_forward(self.stats):
             for start in range(0, num_tokens, PREFILL_CHUNK):
                 end = min(start + PREFILL_CHUNK, num_tokens)
                 if logits == "all":

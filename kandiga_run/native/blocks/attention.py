@@ -7,7 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from cython_kernels import head_rms_norm, matmul, matmul_many, sigmoid_mul
+from cython_kernels import (
+    TIME_ATTENTION,
+    TIME_DENSE,
+    head_rms_norm,
+    label_time,
+    matmul,
+    matmul_many,
+    sigmoid_mul,
+)
 from kandiga_run.kv.cache import KVCache
 from kandiga_run.kv.plain import PlainKVCache
 from kandiga_run.native.blocks.rope import Rope
@@ -89,6 +97,7 @@ class Attention:
         attended = scratch.rows("attention/attended", num_tokens, heads, dim)
         projected = self._project(x)
         queries = projected[:, :, :dim]
+        label_time(TIME_ATTENTION)
         if self._head_norms is not None:
             query_norm, key_norm, eps = self._head_norms
             head_rms_norm(queries, query_norm, eps)
@@ -99,6 +108,7 @@ class Attention:
         cache.attend(queries, self._scale, attended)
         if shape.gated:
             sigmoid_mul(attended, projected[:, :, dim:], attended)
+        label_time(TIME_DENSE)
         matmul(self._o_proj, scratch.rows("attention/attended", num_tokens, heads * dim), out)
 
     def _project(self, x: Array) -> Array:

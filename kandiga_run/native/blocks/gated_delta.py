@@ -14,10 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cython_kernels import (
+    TIME_DENSE,
+    TIME_GATED_DELTA,
     causal_conv,
     gated_delta,
     gated_delta_gates,
     l2_normalize_heads,
+    label_time,
     matmul,
     matmul_many,
     rms_norm_gated,
@@ -215,6 +218,7 @@ class GatedDeltaNet:
         """Advance the state over x (T, H) and write out (T, H)."""
         shape, scratch, num_tokens = self._shape, self._scratch, x.shape[0]
         projected = self._projection.forward(x)
+        label_time(TIME_GATED_DELTA)
         convolved = scratch.rows("gated_delta/convolved", num_tokens, shape.conv_dim)
         causal_conv(projected.qkv, self._conv_weight, cache.conv, convolved)
         queries, keys, values = split_qkv(shape, convolved)
@@ -228,6 +232,7 @@ class GatedDeltaNet:
         gated_delta(queries, keys, values, decay, beta, cache.delta, mixed)
         gate = projected.z.reshape(value_heads)
         rms_norm_gated(mixed, gate, self._norm_weight, shape.norm_eps, mixed)
+        label_time(TIME_DENSE)
         matmul(self._out_proj, mixed.reshape(num_tokens, shape.value_dim), out)
 
 

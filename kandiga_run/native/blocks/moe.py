@@ -11,8 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cython_kernels import (
+    TIME_DENSE,
+    TIME_EXPERTS,
     ExpertLayout,
     expert_scratch,
+    label_time,
     matmul,
     moe_combine,
     sigmoid_scale_add,
@@ -90,7 +93,9 @@ class MoE:
         out.fill(0.0)
         with self._store.fetch(self._layer, assignment.experts) as arrivals:
             if self._shared_expert is not None:  # while the reads are in flight
+                label_time(TIME_DENSE)
                 self._shared_expert.add_forward(x, out)
             for batch in arrivals.batches():
                 compute_batch(self._layout, batch, assignment, x, results, workspace)
+        label_time(TIME_EXPERTS)
         moe_combine(results, scores, assignment.order, out)

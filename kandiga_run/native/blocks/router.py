@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cython_kernels import matmul, top_k_routing
+from cython_kernels import TIME_ROUTING, label_time, matmul, top_k_routing
 from kandiga_run.experts.assignment import Assignment
 from kandiga_run.native.scratch import Scratch
 from kandiga_run.native.weights import Weights
@@ -53,6 +53,7 @@ class Router:
         scores = scratch.rows("feed_forward/router_scores", *shape)
         indices = scratch.rows("feed_forward/router_experts", *shape, dtype=np.int32)
         order = scratch.rows("feed_forward/result_order", *shape, dtype=np.int32)
+        label_time(TIME_ROUTING)
         matmul(self._matrix, x, logits)
         top_k_routing(logits, self._top_k, self._mode, indices, scores)
         return Assignment(indices, order=order.reshape(-1)), scores

@@ -1,0 +1,24 @@
+"""Where the time of `Engine.forward` goes: counted in the kernels, added to an engine's stats."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import perf_counter
+
+from cython_kernels import time_totals
+from kandiga_run.stats import RunStats
+
+
+@contextmanager
+def timed_forward(stats: RunStats) -> Iterator[None]:
+    """Add the time in the block to `stats`, split by what kernels were called for.
+
+    The kernels count by thread, so the block must stay in the thread that computes.
+    """
+    before, started = time_totals(), perf_counter()
+    try:
+        yield
+    finally:
+        stats.forward_seconds += perf_counter() - started
+        stats.add_kernel_times([b - a for a, b in zip(before, time_totals(), strict=True)])
