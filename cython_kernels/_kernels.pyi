@@ -36,6 +36,8 @@ class Matrix:
     def out_features(self) -> int: ...
     @property
     def in_features(self) -> int: ...
+    @property
+    def arithmetic(self) -> str: ...
     @staticmethod
     def affine(
         weight: Any,
@@ -48,10 +50,17 @@ class Matrix:
         group_size: int,
         scale_dtype: str,
         bias: _F32 | None = None,
+        arithmetic: str = "exact",
     ) -> Matrix: ...
     @staticmethod
     def dense(
-        weight: Any, *, out_features: int, in_features: int, dtype: str, bias: _F32 | None = None
+        weight: Any,
+        *,
+        out_features: int,
+        in_features: int,
+        dtype: str,
+        bias: _F32 | None = None,
+        arithmetic: str = "exact",
     ) -> Matrix: ...
 
 def matmul(matrix: Matrix, x: _F32, out: _F32) -> None: ...
@@ -62,12 +71,14 @@ class ExpertLayout:
     hidden_size: int
     moe_intermediate_size: int
     payload_bytes: int
+    arithmetic: str
     def __init__(
         self,
         parts: Mapping[tuple[str, str], Mapping[str, Any]],
         *,
         hidden_size: int,
         moe_intermediate_size: int,
+        arithmetic: str = "exact",
     ) -> None: ...
 
 def expert_scratch(layout: ExpertLayout, max_rows: int) -> _F32: ...

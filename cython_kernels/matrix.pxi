@@ -7,6 +7,11 @@ cdef extern from "quant_ops.h" nogil:
         KANDIGA_F16
         KANDIGA_BF16
 
+    cdef enum kandiga_arithmetic:
+        KANDIGA_EXACT
+        KANDIGA_INT16
+        KANDIGA_INT8
+
     cdef struct kandiga_matrix:
         const void* weight
         const void* scales
@@ -18,6 +23,7 @@ cdef extern from "quant_ops.h" nogil:
         int group_size
         kandiga_dtype dtype
         kandiga_dtype bias_dtype
+        kandiga_arithmetic arithmetic
 
 cdef extern from "matmul.h" nogil:
     enum:
@@ -49,6 +55,7 @@ cdef extern from "expert.h" nogil:
                              size_t num_tokens, size_t top_k, size_t hidden_size, float* out)
 
 _DTYPES = {"f32": KANDIGA_F32, "f16": KANDIGA_F16, "bf16": KANDIGA_BF16}
+_ARITHMETIC = {"exact": KANDIGA_EXACT, "int16": KANDIGA_INT16, "int8": KANDIGA_INT8}
 _ITEMSIZES = {"f32": 4, "f16": 2, "bf16": 2}
 # Raw bytes are taken for every type: a slice of a mapped file is one.
 _BUFFER_TYPES = {
@@ -63,6 +70,13 @@ _GROUP_SIZES = (32, 64, 128)
 def _check_dtype(name, dtype):
     if dtype not in _DTYPES:
         raise ValueError(f"{name}: {dtype!r}, expected one of {', '.join(_DTYPES)}")
+
+
+def _check_arithmetic(arithmetic):
+    if arithmetic not in _ARITHMETIC:
+        raise ValueError(
+            f"arithmetic: {arithmetic!r}, expected one of {', '.join(_ARITHMETIC)}"
+        )
 
 
 def _check_quantization(name, in_features, bits, group_size):
@@ -103,23 +117,32 @@ cdef class Matrix:
     def in_features(self):
         return self.c.in_features
 
+    @property
+    def arithmetic(self):
+        """How x takes part: "exact" in float32, "int16" or "int8" as integers."""
+        return _arithmetic_name(self.c.arithmetic)
+
     @staticmethod
     def affine(weight, scales, biases, *, Py_ssize_t out_features, Py_ssize_t in_features,
-               int bits, int group_size, str scale_dtype, bias=None):
+               int bits, int group_size, str scale_dtype, bias=None, str arithmetic="exact"):
         """Affine quantized, MLX byte order: W = scales * code + biases in each group of columns.
 
         weight is (out_features, in_features * bits / 32) uint32; scales and biases are
         (out_features, in_features / group_size) float16, float32, or bfloat16 carried as uint16,
         as scale_dtype ("f16", "bf16", "f32") says; bias is (out_features,) float32. Each may also
-        come as raw bytes (uint8) of the same length. Raises ValueError naming the argument.
+        come as raw bytes (uint8) of the same length. arithmetic: "exact" multiplies x in float32;
+        "int16" and "int8" round it to that many bits, with one step size for each group of columns,
+        and multiply integers. Raises ValueError naming the argument.
         """
         _check_features("Matrix.affine", out_features, in_features)
         _check_quantization("Matrix.affine", in_features, bits, group_size)
         _check_dtype("scale_dtype", scale_dtype)
+        _check_arithmetic(arithmetic)
         cdef Matrix self = _new_matrix(out_features, in_features, bias)
         self.c.bits = bits
         self.c.group_size = group_size
         self.c.dtype = _DTYPES[scale_dtype]
+        self.c.arithmetic = _ARITHMETIC[arithmetic]
         groups_bytes = out_features * (in_features // group_size) * _ITEMSIZES[scale_dtype]
         weight_bytes = out_features * in_features * bits // 8
         self.c.weight = self.hold(weight, "weight", ("uint32", "uint8"), weight_bytes)
@@ -128,14 +151,17 @@ cdef class Matrix:
         return self
 
     @staticmethod
-    def dense(weight, *, Py_ssize_t out_features, Py_ssize_t in_features, str dtype, bias=None):
+    def dense(weight, *, Py_ssize_t out_features, Py_ssize_t in_features, str dtype, bias=None,
+              str arithmetic="exact"):
         """Unquantized: weight is (out_features, in_features) of dtype "f16", "bf16" or "f32".
 
         bfloat16 is carried as uint16; raw bytes (uint8) are taken too; bias is (out_features,)
-        float32. Raises ValueError naming the argument.
+        float32. Computed exactly whatever the arithmetic: there are no codes. Raises ValueError
+        naming the argument.
         """
         _check_features("Matrix.dense", out_features, in_features)
         _check_dtype("dtype", dtype)
+        _check_arithmetic(arithmetic)
         cdef Matrix self = _new_matrix(out_features, in_features, bias)
         self.c.dtype = _DTYPES[dtype]
         weight_bytes = out_features * in_features * _ITEMSIZES[dtype]
@@ -157,6 +183,10 @@ cdef class Matrix:
             )
         self.nbytes += nbytes
         return view.buf
+
+
+def _arithmetic_name(int arithmetic):
+    return next(name for name, value in _ARITHMETIC.items() if value == arithmetic)
 
 
 cdef Matrix _new_matrix(Py_ssize_t out_features, Py_ssize_t in_features, object bias):
@@ -238,7 +268,8 @@ cdef class ExpertLayout:
     mode; projection is "gate", "up" or "down", role "weight", "scales", "biases" or "bias"; mode
     is "affine" (weight u32, scales and biases of one dtype f16, bf16 or f32) or "none" (weight
     f16, bf16 or f32). gate and up are (moe_intermediate_size, hidden_size), down the other way
-    round. Raises ValueError naming the part when it is anything else.
+    round. arithmetic: as for Matrix.affine, of the affine projections. Raises ValueError naming the
+    part when it is anything else.
     """
 
     cdef kandiga_expert_layout c
@@ -246,10 +277,14 @@ cdef class ExpertLayout:
     cdef readonly Py_ssize_t moe_intermediate_size
     # Bytes of a block that the kernel may read: the end of the last part.
     cdef readonly Py_ssize_t payload_bytes
+    cdef readonly str arithmetic
 
-    def __init__(self, parts, *, Py_ssize_t hidden_size, Py_ssize_t moe_intermediate_size):
+    def __init__(self, parts, *, Py_ssize_t hidden_size, Py_ssize_t moe_intermediate_size,
+                 str arithmetic="exact"):
         _check_features("ExpertLayout", moe_intermediate_size, hidden_size)
+        _check_arithmetic(arithmetic)
         parts = dict(parts)
+        self.arithmetic = arithmetic
         self.hidden_size = hidden_size
         self.moe_intermediate_size = moe_intermediate_size
         for projection, role in parts:
@@ -282,6 +317,7 @@ cdef class ExpertLayout:
             p.matrix.bits = bits
             p.matrix.group_size = group_size
             p.matrix.dtype = _DTYPES[scales["dtype"]]
+            p.matrix.arithmetic = _ARITHMETIC[self.arithmetic]
             groups = (out_features, in_features // group_size)
             words = (out_features, in_features * bits // 32)
             p.weight_offset = self.offset(parts, projection, "weight", "u32", words)

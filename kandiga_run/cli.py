@@ -190,6 +190,7 @@ def _engine(
         num_experts_per_token="fast" if choices["fast"] else choices["num_experts_per_token"],
         check=choices["check"],
         num_threads=choices["num_threads"],
+        arithmetic=choices["arithmetic"],
         state_tokens=state_tokens,
     )
     with closing(engine):

@@ -159,6 +159,14 @@ engine_options = _options(
         help="When an expert's checksum is compared.",
     ),
     click.option(
+        "--arithmetic",
+        type=click.Choice(["auto", "exact", "int16", "int8"]),
+        default="auto",
+        show_default=True,
+        help="Activations that meet quantized weights: float32, or rounded to 16 or 8 bits. "
+        "Native engine only.",
+    ),
+    click.option(
         "--threads",
         "num_threads",
         metavar="N",

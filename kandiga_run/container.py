@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from cython_kernels import ExpertLayout
 from formats import DenseTensor, KexpSet, Layout, open_set
+from kandiga_run.arithmetic import Arithmetic
 from kandiga_run.config import Config
 from kandiga_run.dense_watch import DenseWatch
 from kandiga_run.engine import Check
@@ -31,7 +32,7 @@ class Model:
         self.architecture = Config(self.config).text("model_type")
         #: experts a token uses, as published
         self.top_k = int(container.meta["top_k"])
-        self._expert_layouts: dict[Layout, ExpertLayout] = {}
+        self._expert_layouts: dict[tuple[Layout, Arithmetic], ExpertLayout] = {}
         self.files = FileGuard(container)
         self.dense_watch = DenseWatch(container, check)
 
@@ -85,15 +86,16 @@ class Model:
             for layer in self.container.layers
         )
 
-    def expert_layout(self, layer: int) -> ExpertLayout:
+    def expert_layout(self, layer: int, arithmetic: Arithmetic = "exact") -> ExpertLayout:
         """Return where the parts of this layer's experts lie, as the CPU kernels take it.
 
         RunError when the kernels do not compute experts of this form.
         """
         layout = self.container.layout(layer)
-        if layout not in self._expert_layouts:
-            self._expert_layouts[layout] = _kernel_layout(layout, layer)
-        return self._expert_layouts[layout]
+        key = (layout, arithmetic)
+        if key not in self._expert_layouts:
+            self._expert_layouts[key] = _kernel_layout(layout, layer, arithmetic)
+        return self._expert_layouts[key]
 
     def close(self) -> None:
         """Unmap the container. Views handed out before must not be used any more."""
@@ -114,7 +116,7 @@ class Model:
         self.close()
 
 
-def _kernel_layout(layout: Layout, layer: int) -> ExpertLayout:
+def _kernel_layout(layout: Layout, layer: int, arithmetic: Arithmetic) -> ExpertLayout:
     for part in layout.parts:
         if part.mode not in _KERNEL_MODES:
             raise RunError(
@@ -140,6 +142,11 @@ def _kernel_layout(layout: Layout, layer: int) -> ExpertLayout:
         for part in layout.parts
     }
     try:
-        return ExpertLayout(parts, hidden_size=down.shape[0], moe_intermediate_size=gate.shape[0])
+        return ExpertLayout(
+            parts,
+            hidden_size=down.shape[0],
+            moe_intermediate_size=gate.shape[0],
+            arithmetic=arithmetic,
+        )
     except ValueError as error:
         raise RunError(f"layer {layer}: {error}; use --engine mlx") from error

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from kandiga_run.arithmetic import ArithmeticChoice
 from kandiga_run.errors import RunError
 from kandiga_run.stats import RunStats
 
@@ -103,6 +104,8 @@ class EngineOptions:
     #: Tokens of the first state: a budget without room for them is refused at once. Native engine
     #: only, since mlx-lm alone knows how large a family's cache becomes.
     state_tokens: int = 1
+    #: How quantized matrices are multiplied; "auto" is exact to float32's own precision.
+    arithmetic: ArithmeticChoice = "auto"
 
     def __post_init__(self) -> None:
         for name in ("memory_bytes", "num_threads", "num_readers", "state_tokens"):
@@ -123,6 +126,7 @@ def load_engine(
     num_readers: int | None = None,
     kv_dtype: Literal["auto", "f16", "f32"] = "auto",
     state_tokens: int = 1,
+    arithmetic: ArithmeticChoice = "auto",
 ) -> Engine:
     """Open a container folder (or one of its .kexp files) and return an engine for it.
 
@@ -142,6 +146,7 @@ def load_engine(
         num_readers,
         kv_dtype,
         state_tokens,
+        arithmetic,
     )
     model = Model.open(path, check)
     try:

@@ -19,6 +19,7 @@ def stats_json(engine: Engine, state: State, stats: GenerationStats) -> dict[str
         "engine": engine.name,
         "isa": isa(),
         "residency": run.residency or None,
+        "arithmetic": run.arithmetic,
         "experts_per_token": {"native": run.top_k, "used": run.num_experts_per_token},
         "is_lossy": run.is_lossy,
         "kv": {"format": state.kv_format, "bytes": state.nbytes},
@@ -75,7 +76,7 @@ def stats_rows(engine: Engine, state: State, stats: GenerationStats) -> list[tup
         ("experts a token", _experts_per_token(run)),
         (
             "engine",
-            f"{engine.name}, experts on {isa()}, {run.residency}",
+            f"{engine.name}, experts on {isa()}, {run.residency}, {run.arithmetic} arithmetic",
         ),
         ("KV cache", f"{state.kv_format}, {format_size(state.nbytes)}"),
         ("memory charged", _memory_row(memory)),

@@ -19,7 +19,7 @@ KERNEL_TIMES = (
     "gated_delta_seconds",
 )
 
-_SETTINGS = frozenset({"residency", "top_k", "num_experts_per_token"})
+_SETTINGS = frozenset({"residency", "arithmetic", "top_k", "num_experts_per_token"})
 
 
 @dataclass
@@ -60,6 +60,8 @@ class RunStats:
 
     #: "mapped" or "owned"; empty until a store is open.
     residency: str = ""
+    #: "exact", "int16" or "int8": how quantized matrices are multiplied.
+    arithmetic: str = "exact"
     #: experts a token uses according to the model's config.
     top_k: int = 0
     #: experts a token uses in this run; fewer than `top_k` is a lossy choice of the user.

@@ -11,6 +11,20 @@
 extern struct quant_ops kandiga_quant;
 extern struct vector_ops kandiga_vector;
 
+/* The two steps of y = x W^T in the arithmetic of the matrix. */
+static inline void kandiga_prepare(const struct kandiga_matrix* w, const float* x,
+                                   float* prepared) {
+    (w->arithmetic == KANDIGA_EXACT ? kandiga_quant.prepare : kandiga_quant.prepare_int)(w, x,
+                                                                                         prepared);
+}
+
+static inline void kandiga_rows(const struct kandiga_matrix* w, const float* const* prepared,
+                                size_t num_tokens, size_t row_begin, size_t row_end, float* out,
+                                size_t out_stride) {
+    (w->arithmetic == KANDIGA_EXACT ? kandiga_quant.rows : kandiga_quant.rows_int)(
+        w, prepared, num_tokens, row_begin, row_end, out, out_stride);
+}
+
 /* Fill both tables for isa, which must be available. Not to be called while a kernel runs. */
 void kandiga_select_isa(int isa);
 

@@ -28,7 +28,7 @@ struct run {
     size_t num_tokens;
     float* out;
 
-    /* gate and up quantized to different bits want x in different orders: two copies then. */
+    /* gate and up quantized differently may want x in different orders: two copies then. */
     int two_orders;
     int by_token; /* prepared x is indexed by token, for the whole call; else by row, for the wave
                    */
@@ -61,7 +61,7 @@ static struct kandiga_matrix bind(const struct kandiga_projection* p, uint64_t a
 }
 
 static size_t num_orders(const struct kandiga_expert_layout* layout) {
-    return layout->gate.matrix.bits != layout->up.matrix.bits ? 2 : 1;
+    return kandiga_same_order(&layout->gate.matrix, &layout->up.matrix) ? 1 : 2;
 }
 
 static size_t hidden_floats(const struct run* run) {
@@ -92,9 +92,9 @@ static void prepare_x_item(void* context, size_t item) {
     size_t token = run->by_token ? item : (size_t)run->rows[run->wave_begin + item];
     const float* x = run->x + token * run->hidden_size;
     float* prepared = run->prepared_x + item * hidden_floats(run);
-    kandiga_quant.prepare(&run->layout->gate.matrix, x, prepared);
+    kandiga_prepare(&run->layout->gate.matrix, x, prepared);
     if (run->two_orders)
-        kandiga_quant.prepare(&run->layout->up.matrix, x, prepared + run->order_stride);
+        kandiga_prepare(&run->layout->up.matrix, x, prepared + run->order_stride);
 }
 
 static void gate_up_item(void* context, size_t item) {
@@ -114,9 +114,9 @@ static void gate_up_item(void* context, size_t item) {
     }
     float gate[KANDIGA_MAX_TOKENS * GATE_UP_ROWS], up[KANDIGA_MAX_TOKENS * GATE_UP_ROWS];
     struct kandiga_matrix w = bind(&run->layout->gate, group->address);
-    kandiga_quant.rows(&w, gate_x, group->num_rows, begin, end, gate, GATE_UP_ROWS);
+    kandiga_rows(&w, gate_x, group->num_rows, begin, end, gate, GATE_UP_ROWS);
     w = bind(&run->layout->up, group->address);
-    kandiga_quant.rows(&w, up_x, group->num_rows, begin, end, up, GATE_UP_ROWS);
+    kandiga_rows(&w, up_x, group->num_rows, begin, end, up, GATE_UP_ROWS);
     for (size_t i = 0; i < group->num_rows; i++) {
         size_t row = group->first_row + i - run->wave_begin;
         kandiga_quant.swiglu(gate + i * GATE_UP_ROWS, up + i * GATE_UP_ROWS,
@@ -126,8 +126,8 @@ static void gate_up_item(void* context, size_t item) {
 
 static void prepare_h_item(void* context, size_t item) {
     const struct run* run = context;
-    kandiga_quant.prepare(&run->layout->down.matrix, run->activated + item * activated_stride(run),
-                          run->prepared_h + item * intermediate_floats(run));
+    kandiga_prepare(&run->layout->down.matrix, run->activated + item * activated_stride(run),
+                    run->prepared_h + item * intermediate_floats(run));
 }
 
 static void down_item(void* context, size_t item) {
@@ -141,8 +141,8 @@ static void down_item(void* context, size_t item) {
         h[i] =
             run->prepared_h + (group->first_row + i - run->wave_begin) * intermediate_floats(run);
     struct kandiga_matrix w = bind(&run->layout->down, group->address);
-    kandiga_quant.rows(&w, h, group->num_rows, begin, end,
-                       run->out + group->first_row * run->hidden_size + begin, run->hidden_size);
+    kandiga_rows(&w, h, group->num_rows, begin, end,
+                 run->out + group->first_row * run->hidden_size + begin, run->hidden_size);
 }
 
 static void parallel_prepare(kandiga_task task, struct run* run, size_t items, size_t floats) {

@@ -5,7 +5,6 @@
 /* Below this many multiplications a second thread costs more than it brings (a job is about 2 us).
  */
 #define MIN_PARALLEL_WORK 65536
-#define MAX_ORDERS 8
 
 struct job {
     const struct kandiga_matrix* const* matrices;
@@ -16,8 +15,8 @@ struct job {
     size_t first_token;
     size_t num_tokens; /* in this block */
 
-    /* One prepared copy of x for each distinct `bits` among the matrices. */
-    const struct kandiga_matrix* orders[MAX_ORDERS];
+    /* One prepared copy of x for each order in which the matrices want it. */
+    const struct kandiga_matrix* orders[KANDIGA_MAX_MATRICES];
     size_t num_orders;
     size_t order_of[KANDIGA_MAX_MATRICES];
     float* prepared; /* (num_orders, num_tokens, prepared_floats) */
@@ -38,7 +37,7 @@ static float* prepared_token(const struct job* job, size_t order, size_t token) 
 static void find_orders(struct job* job) {
     for (size_t m = 0; m < job->num_matrices; m++) {
         size_t order = 0;
-        while (order < job->num_orders && job->orders[order]->bits != job->matrices[m]->bits)
+        while (order < job->num_orders && !kandiga_same_order(job->orders[order], job->matrices[m]))
             order++;
         if (order == job->num_orders)
             job->orders[job->num_orders++] = job->matrices[m];
@@ -65,8 +64,8 @@ static void cut_rows(struct job* job) {
 static void prepare_item(void* context, size_t item) {
     const struct job* job = context;
     size_t order = item / job->num_tokens, token = item % job->num_tokens;
-    kandiga_quant.prepare(job->orders[order], job->x + token * job->in_features,
-                          prepared_token(job, order, token));
+    kandiga_prepare(job->orders[order], job->x + token * job->in_features,
+                    prepared_token(job, order, token));
 }
 
 static void rows_item(void* context, size_t item) {
@@ -80,8 +79,8 @@ static void rows_item(void* context, size_t item) {
     const float* prepared[KANDIGA_MAX_TOKENS];
     for (size_t t = 0; t < job->num_tokens; t++)
         prepared[t] = prepared_token(job, job->order_of[m], t);
-    kandiga_quant.rows(w, prepared, job->num_tokens, begin, end,
-                       job->outs[m] + job->first_token * w->out_features + begin, w->out_features);
+    kandiga_rows(w, prepared, job->num_tokens, begin, end,
+                 job->outs[m] + job->first_token * w->out_features + begin, w->out_features);
 }
 
 static void run_block(struct job* job) {

@@ -8,6 +8,17 @@
 
 enum kandiga_dtype { KANDIGA_F32, KANDIGA_F16, KANDIGA_BF16 };
 
+/*
+ * How x takes part in x W^T. EXACT: in float32. INT16, INT8: rounded to a whole number of steps,
+ * the same step in each group of the weight's columns, and multiplied with the codes as integers.
+ * The step is the largest |x| of the group divided by KANDIGA_MAX_INT16 or KANDIGA_MAX_INT8.
+ */
+enum kandiga_arithmetic { KANDIGA_EXACT, KANDIGA_INT16, KANDIGA_INT8 };
+
+/* 127 * 256 + 127: two signed bytes, of which the upper one is never -128. */
+#define KANDIGA_MAX_INT16 32639
+#define KANDIGA_MAX_INT8 127
+
 /* Most tokens one call of a `rows` function serves; callers walk longer inputs in such blocks. */
 #define KANDIGA_MAX_TOKENS 64
 
@@ -31,11 +42,12 @@ struct kandiga_matrix {
     int group_size; /* 32, 64, 128 */
     enum kandiga_dtype dtype;
     enum kandiga_dtype bias_dtype;
+    enum kandiga_arithmetic arithmetic; /* EXACT where bits == 0: there are no codes */
 };
 
 /*
- * One instruction set's functions, all single-threaded; a NULL entry falls back to scalar. Function
- * pointers only. Work on other arithmetic (int8 activations) would come as further entries.
+ * One instruction set's functions, all single-threaded; a NULL entry falls back to the next simpler
+ * instruction set's. Function pointers only.
  */
 struct quant_ops {
     /*
@@ -48,6 +60,15 @@ struct quant_ops {
     /* out[t * out_stride + r - row_begin] = (x_t W^T + bias)[r], rows row_begin <= r < row_end. */
     void (*rows)(const struct kandiga_matrix* w, const float* const* prepared, size_t num_tokens,
                  size_t row_begin, size_t row_end, float* out, size_t out_stride);
+
+    /*
+     * The same for integer arithmetic. What prepare_int makes serves every matrix of the same
+     * in_features, bits, group_size and arithmetic. A pair always comes from one file.
+     */
+    void (*prepare_int)(const struct kandiga_matrix* w, const float* x, float* prepared);
+    void (*rows_int)(const struct kandiga_matrix* w, const float* const* prepared,
+                     size_t num_tokens, size_t row_begin, size_t row_end, float* out,
+                     size_t out_stride);
 
     /* out[i] = silu(gate[i]) * up[i]; out may be gate. */
     void (*swiglu)(const float* gate, const float* up, float* out, size_t n);
@@ -74,6 +95,13 @@ static inline float kandiga_bf16_to_f32(uint16_t half) {
 
 static inline size_t kandiga_round_up(size_t n, size_t multiple) {
     return (n + multiple - 1) / multiple * multiple;
+}
+
+/* Whether what `prepare` makes for one matrix of some in_features serves the other. */
+static inline int kandiga_same_order(const struct kandiga_matrix* a,
+                                     const struct kandiga_matrix* b) {
+    return a->bits == b->bits && a->arithmetic == b->arithmetic &&
+           (a->arithmetic == KANDIGA_EXACT || a->group_size == b->group_size);
 }
 
 /*

@@ -6,6 +6,8 @@ from .matrix import (
     matmul,
     moe_combine,
     pack_codes,
+    round_to_steps,
+    rounded,
     to_float64,
     unpack_codes,
 )
@@ -40,6 +42,8 @@ __all__ = [
     "rms_norm",
     "rms_norm_gated",
     "rope",
+    "round_to_steps",
+    "rounded",
     "sigmoid",
     "sigmoid_mul",
     "sigmoid_scale_add",

@@ -51,6 +51,30 @@ def matmul(w: F64, x: NDArray[np.floating], bias: NDArray[np.floating] | None = 
     return y if bias is None else y + bias.astype(np.float64)
 
 
+def round_to_steps(
+    x: NDArray[np.floating], group_size: int, arithmetic: str
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Steps (T, in) and step sizes (T, in / group_size) of x (T, in) as "int16" or "int8" has it.
+
+    In float32, as the kernels: every instruction set rounds to the same integers.
+    """
+    most = np.float32({"int16": 127 * 256 + 127, "int8": 127}[arithmetic])
+    groups = x.astype(np.float32).reshape(len(x), x.shape[1] // group_size, group_size)
+    largest = np.abs(groups).max(axis=2, keepdims=True)
+    largest[largest < np.float32(2.0**-100)] = 0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        steps = np.where(largest > 0, np.rint(groups * (most / largest)), 0)
+    return steps.reshape(x.shape).astype(np.int64), (largest / most)[..., 0]
+
+
+def rounded(x: NDArray[np.floating], group_size: int, arithmetic: str) -> F64:
+    """The x (T, in) that a matrix of this arithmetic really multiplies with."""
+    if arithmetic == "exact":
+        return x.astype(np.float64)
+    steps, sizes = round_to_steps(x, group_size, arithmetic)
+    return steps * np.repeat(sizes.astype(np.float64), group_size, axis=1)
+
+
 def silu(x: F64) -> F64:
     """x * sigmoid(x)."""
     with np.errstate(over="ignore"):

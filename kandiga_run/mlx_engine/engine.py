@@ -53,6 +53,11 @@ class MlxEngine:
         Raises RunError when mlx-lm cannot build the model, when its experts cannot be streamed or
         when the memory budget cannot work.
         """
+        if options.arithmetic not in ("auto", "exact"):
+            raise RunError(
+                f"--arithmetic {options.arithmetic}: the mlx engine uses floating point only; "
+                "use --engine native, or leave --arithmetic out"
+            )
         self.stats = RunStats()
         self.vocab_size = _vocab_size(model.container.config)
         self._model = model

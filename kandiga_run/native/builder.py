@@ -62,7 +62,7 @@ class Builder:
                 f"config.json: {num_experts} experts, layer {layer} of the container has "
                 f"{container.num_experts(layer)}"
             )
-        layout = self.model.expert_layout(layer)
+        layout = self.model.expert_layout(layer, self.weights.arithmetic)
         seen = (layout.hidden_size, layout.moe_intermediate_size)
         if seen != (hidden_size, moe_intermediate_size):
             raise RunError(

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cython_kernels import set_num_threads
+from kandiga_run.arithmetic import native_arithmetic
 from kandiga_run.container import Model
 from kandiga_run.engine import PREFILL_CHUNK, EngineOptions, State
 from kandiga_run.engine_checks import check_max_tokens, checked_tokens, resolve_top_k
@@ -66,7 +67,8 @@ class NativeEngine:
 
     def _build(self) -> None:
         model, options = self._model, self._options
-        weights = Weights(model)
+        self.stats.arithmetic = arithmetic = native_arithmetic(options.arithmetic)
+        weights = Weights(model, arithmetic)
         scratch = Scratch(PREFILL_CHUNK)
         builder = Builder(model, weights, self._store, scratch, options.num_experts_per_token)
         self._decoder: Decoder | None = ARCHITECTURES[model.architecture](builder)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from cython_kernels import Matrix
 from formats import DenseTensor
+from kandiga_run.arithmetic import Arithmetic
 from kandiga_run.container import Model
 from kandiga_run.errors import RunError
 
@@ -24,8 +25,10 @@ _FLOATS = ("f16", "bf16", "f32")
 class Weights:
     """The dense tensors of a model; remembers which ones were used."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, arithmetic: Arithmetic = "exact") -> None:
         self._model = model
+        #: what quantized matrices are multiplied in
+        self.arithmetic: Arithmetic = arithmetic
         #: names of the tensors taken so far
         self.used: set[str] = set()
         #: those of them of which a token touches one row: an embedding that is not the head too
@@ -51,15 +54,25 @@ class Weights:
         return sum(min(t.length_bytes, num_tokens * _row_pages_bytes(t)) for t in tensors)
 
     def linear(
-        self, name: str, out_features: int, in_features: int, *, bias: bool = False
+        self,
+        name: str,
+        out_features: int,
+        in_features: int,
+        *,
+        bias: bool = False,
+        chooses: bool = False,
     ) -> Matrix:
         """Return the matrix (out_features, in_features) of a linear layer, quantized or not.
+
+        chooses: its results are compared, as a router's are, where an error of int8 could turn a
+        choice around; such a matrix is multiplied in int16 at least.
 
         RunError when tensors are missing, of another shape, or in a mode the kernels lack.
         """
         bias_values = self.vector(f"{name}.bias", out_features) if bias else None
         if f"{name}.scales" in self:
-            return self._affine(name, out_features, in_features, bias_values)
+            arithmetic = "int16" if chooses and self.arithmetic == "int8" else self.arithmetic
+            return self._affine(name, out_features, in_features, bias_values, arithmetic)
         weight, dtype = self._array(f"{name}.weight", (out_features, in_features))
         if dtype not in _FLOATS:
             raise RunError(f"{name}.weight: dtype {dtype} without scales, wanted f16, bf16 or f32")
@@ -114,6 +127,7 @@ class Weights:
         out_features: int,
         in_features: int,
         bias: NDArray[np.float32] | None,
+        arithmetic: Arithmetic,
     ) -> Matrix:
         scales_shape = self.shape(f"{name}.scales")
         weight_shape = self.shape(f"{name}.weight")
@@ -145,6 +159,7 @@ class Weights:
                 group_size=group_size,
                 scale_dtype=scale_dtype,
                 bias=bias,
+                arithmetic=arithmetic,
             )
         except ValueError as error:
             raise RunError(f"{name}: {error}; use --engine mlx") from error

@@ -17,6 +17,7 @@ F64 = NDArray[np.float64]
 BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
 DTYPES = ("f32", "f16", "bf16")  # in the order of enum kandiga_dtype
+ARITHMETIC_NAMES = ("exact", "int16", "int8")  # in the order of enum kandiga_arithmetic
 
 # A product sum may be off by this many float32 roundings of the sum of its terms' sizes, where a
 # quantized weight is two terms, scale * code and bias. Rows are summed in groups and vector lanes,
@@ -45,6 +46,7 @@ class Weight:
     values: F64  # (out_features, in_features)
     sizes: F64  # (out_features, in_features): |scale| * code + |bias|
     bias: F64  # (out_features,)
+    arithmetic: str = "exact"
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -58,13 +60,34 @@ class Weight:
             "group_size": self.group_size,
             "dtype": DTYPES.index(self.dtype),
             "bias_dtype": DTYPES.index(self.bias_dtype),
+            "arithmetic": ARITHMETIC_NAMES.index(self.arithmetic),
         }
         return {f"{prefix}.{name}": value for name, value in numbers.items()}
 
     def matmul(self, x: NDArray[np.floating]) -> tuple[F64, F64]:
-        """x W^T + bias, and how far a float32 kernel may be from it."""
-        sizes = np.abs(x).astype(np.float64) @ self.sizes.T + np.abs(self.bias)
-        return reference.matmul(self.values, x, self.bias), sizes * SUM_ROUNDINGS
+        """x W^T + bias, and how far a float32 kernel may be from it.
+
+        Integer arithmetic is float32 arithmetic on a rounded x, and a sum of integers has no error.
+        """
+        rounded = reference.rounded(x, self.group_size, self.arithmetic)
+        sizes = np.abs(rounded) @ self.sizes.T + np.abs(self.bias)
+        return reference.matmul(self.values, rounded, self.bias), sizes * SUM_ROUNDINGS
+
+    def rounding_doubt(self, x: F64, allowed: F64) -> F64:
+        """How far apart two x that differ by no more than `allowed` may be after rounding."""
+        if self.arithmetic == "exact":
+            return allowed
+        groups = (len(x), x.shape[1] // self.group_size, self.group_size)
+        _, sizes = reference.round_to_steps(x, self.group_size, self.arithmetic)
+        sizes = np.maximum(sizes.astype(np.float64), np.finfo(np.float32).tiny)[..., None]
+        steps = x.reshape(groups) / sizes
+        largest = np.abs(steps).max(axis=2, keepdims=True)
+        # The step size is off by as much as the largest x may be, and every x in steps with it.
+        size_error = allowed.reshape(groups).max(axis=2, keepdims=True) / sizes / (largest + 1e-30)
+        size_error += 4 * EPS32
+        steps_error = allowed.reshape(groups) / sizes + np.abs(steps) * size_error
+        moved = np.floor(steps_error + 0.5 + np.abs(steps - np.rint(steps)))
+        return ((moved + np.abs(steps) * size_error) * sizes).reshape(x.shape)
 
 
 def quantized(
@@ -78,6 +101,7 @@ def quantized(
     bias_dtype: str | None = None,
     codes: NDArray[np.integer] | None = None,
     scale: float = 0.02,
+    arithmetic: str = "exact",
 ) -> Weight:
     """Random affine weight with entries of either sign of about `scale` times 2^bits / 4."""
     if codes is None:
@@ -100,6 +124,7 @@ def quantized(
             values=reference.dequantize(weight, scales, biases, **how),
             sizes=reference.dequantize(weight, *magnitudes, **how),
             bias=np.zeros(out_features),
+            arithmetic=arithmetic,
         ),
         bias_dtype,
     )
@@ -154,6 +179,7 @@ def as_matrix(w: Weight, parts: Mapping[str, NDArray[np.generic]]) -> cython_ker
         group_size=w.group_size,
         scale_dtype=w.dtype,
         bias=bias,
+        arithmetic=w.arithmetic,
         **shape,
     )
 
@@ -253,7 +279,8 @@ def _mlp(weights: Sequence[Weight], x: NDArray[np.floating]) -> tuple[F64, F64]:
     h_allowed = 1.1 * gate_allowed * np.abs(up) + up_allowed * np.abs(activated)
     h_allowed += SILU_ROUNDINGS * np.abs(h)
     out, out_allowed = weights[2].matmul(h)
-    return out, out_allowed + h_allowed @ np.abs(weights[2].values).T
+    h_doubt = weights[2].rounding_doubt(h, h_allowed)
+    return out, out_allowed + h_doubt @ np.abs(weights[2].values).T
 
 
 def expert_case(
@@ -268,7 +295,10 @@ def expert_case(
     blocks = [block for block, _ in packed]
     hidden_size = x.shape[1]
     layout = cython_kernels.ExpertLayout(
-        parts, hidden_size=hidden_size, moe_intermediate_size=experts[0][0].shape[0]
+        parts,
+        hidden_size=hidden_size,
+        moe_intermediate_size=experts[0][0].shape[0],
+        arithmetic=next((w.arithmetic for w in experts[0] if w.bits), "exact"),
     )
     # The last block ends where the buffer does, the others are a multiple of 128 bytes.
     stride = -(-len(blocks[0]) // 128) * 128
@@ -330,7 +360,7 @@ def _x(rng: np.random.Generator, num_tokens: int, in_features: int) -> NDArray[n
     return (rng.standard_normal((num_tokens, in_features)) + 0.3).astype(np.float32)
 
 
-def format_cases() -> Iterator[Case]:
+def format_cases(arithmetic: str) -> Iterator[Case]:
     """Every bits x group size x scale type, with sizes that change from one to the next."""
     out_features = itertools.cycle((1, 2, 3, 4, 5, 7, 8, 13, 17, 33))
     num_groups = itertools.cycle((1, 2, 3, 4, 5, 6, 7, 9, 11))
@@ -339,12 +369,11 @@ def format_cases() -> Iterator[Case]:
         rng = np.random.default_rng(bits * 1000 + group_size)
         shape = (next(out_features), next(num_groups) * group_size)
         bias_dtype = "f32" if shape[0] % 2 else None
-        w = quantized(
-            rng, *shape, bits=bits, group_size=group_size, dtype=dtype, bias_dtype=bias_dtype
-        )
+        how: dict[str, Any] = {"bits": bits, "group_size": group_size, "dtype": dtype}
+        w = quantized(rng, *shape, bias_dtype=bias_dtype, arithmetic=arithmetic, **how)
         t = next(num_tokens)
         for tokens in {1, t}:
-            id = f"{bits}bit-g{group_size}-{dtype}-{shape[0]}x{shape[1]}-t{tokens}"
+            id = f"{bits}bit-g{group_size}-{dtype}-{shape[0]}x{shape[1]}-t{tokens}-{arithmetic}"
             yield matmul_case(id, [w], _x(rng, tokens, shape[1]))
 
 
@@ -359,36 +388,57 @@ def plain_cases() -> Iterator[Case]:
         yield matmul_case(id, [w], _x(rng, tokens, in_features))
 
 
-def large_cases() -> Iterator[Case]:
+def large_cases(arithmetic: str) -> Iterator[Case]:
     """Longer than any block a kernel cuts columns, rows or tokens into."""
     rng = np.random.default_rng(7)
     for bits, group_size in ((4, 64), (2, 32), (8, 128), (3, 32)):
         how: dict[str, Any] = {"bits": bits, "group_size": group_size, "dtype": "bf16"}
-        w = quantized(rng, 9, 9 * 1024 + group_size, **how)
+        w = quantized(rng, 9, 9 * 1024 + group_size, arithmetic=arithmetic, **how)
         for tokens in (1, 3):
-            yield matmul_case(f"long-{bits}bit-t{tokens}", [w], _x(rng, tokens, w.shape[1]))
-    w = quantized(rng, 301, 128, bits=4, group_size=64, dtype="bf16")
+            id = f"long-{bits}bit-t{tokens}-{arithmetic}"
+            yield matmul_case(id, [w], _x(rng, tokens, w.shape[1]))
+    w = quantized(rng, 301, 128, bits=4, group_size=64, dtype="bf16", arithmetic=arithmetic)
     for tokens in (64, 65, 150):
-        yield matmul_case(f"many-tokens-{tokens}", [w], _x(rng, tokens, 128))
-    w = quantized(rng, 1500, 160, bits=5, group_size=32, dtype="f16")
-    yield matmul_case("many-rows", [w], _x(rng, 1, 160))
+        yield matmul_case(f"many-tokens-{tokens}-{arithmetic}", [w], _x(rng, tokens, 128))
+    w = quantized(rng, 1500, 160, bits=5, group_size=32, dtype="f16", arithmetic=arithmetic)
+    yield matmul_case(f"many-rows-{arithmetic}", [w], _x(rng, 1, 160))
 
 
-def value_cases() -> Iterator[Case]:
+def value_cases(arithmetic: str) -> Iterator[Case]:
     rng = np.random.default_rng(8)
     for bits in BITS:
         how: dict[str, Any] = {"bits": bits, "group_size": 32, "dtype": "f16"}
+        how["arithmetic"] = arithmetic
         for name, code in (("zeros", 0), ("ones", 2**bits - 1)):
             codes = np.full((5, 96), code)
             for tokens in (1, 3):
                 w = quantized(rng, 5, 96, codes=codes, **how)
-                yield matmul_case(f"all-{name}-{bits}bit-t{tokens}", [w], _x(rng, tokens, 96))
+                id = f"all-{name}-{bits}bit-t{tokens}-{arithmetic}"
+                yield matmul_case(id, [w], _x(rng, tokens, 96))
     # Scales below the smallest normal number, 6e-5 in float16 and 1e-38 in bfloat16 and float32.
     for dtype, scale, x_scale in (("f16", 1e-6, 1.0), ("bf16", 1e-39, 1e30), ("f32", 1e-40, 1e30)):
         for bits, tokens in itertools.product((4, 6, 8), (1, 2)):
-            w = quantized(rng, 6, 256, bits=bits, group_size=64, dtype=dtype, scale=scale)
+            how = {"bits": bits, "group_size": 64, "dtype": dtype, "arithmetic": arithmetic}
+            w = quantized(rng, 6, 256, scale=scale, **how)
             x = _x(rng, tokens, 256) * np.float32(x_scale)
-            yield matmul_case(f"subnormal-{dtype}-{bits}bit-t{tokens}", [w], x)
+            yield matmul_case(f"subnormal-{dtype}-{bits}bit-t{tokens}-{arithmetic}", [w], x)
+
+
+def step_cases() -> Iterator[Case]:
+    """Values of x that are special to rounding it, and the largest sums of integers there are."""
+    rng = np.random.default_rng(12)
+    for arithmetic, bits in itertools.product(ARITHMETIC_NAMES[1:], BITS):
+        how: dict[str, Any] = {"bits": bits, "group_size": 128, "dtype": "f32"}
+        codes = np.full((5, 384), 2**bits - 1)
+        x = np.tile(np.float32([1, -1, 1e-3]), (2, 128)).reshape(2, 3, 128)
+        x[0, 0] = -1  # every step at its largest, and of one sign
+        x[0, 1] = 0
+        x[0, 2] *= np.float32(1e-34)  # below the smallest x that is not taken for zero
+        x[1, 1, 5] = 1e20  # an outlier, beside which the rest of its group becomes zero
+        x[1, 2] = np.linspace(-1, 1, 128, dtype=np.float32)
+        for name, given in (("largest", codes), ("random", None)):
+            w = quantized(rng, 5, 384, codes=given, arithmetic=arithmetic, **how)
+            yield matmul_case(f"steps-{name}-{bits}bit-{arithmetic}", [w], x.reshape(2, 384))
 
 
 def many_cases() -> Iterator[Case]:
@@ -401,8 +451,11 @@ def many_cases() -> Iterator[Case]:
         plain(rng, 5, 256, "bf16"),
         quantized(rng, 1, 256, bits=2, group_size=64, dtype="bf16"),
     ]
+    mixed = [*(replace(w, arithmetic="int16") for w in weights if w.bits), *weights]
+    mixed += [replace(w, arithmetic="int8") for w in weights if w.bits == 4]
     for tokens in (1, 2, 70):
         yield matmul_case(f"many-t{tokens}", weights, _x(rng, tokens, 256))
+        yield matmul_case(f"many-mixed-t{tokens}", mixed, _x(rng, tokens, 256))
     yield matmul_case("no-tokens", weights[:1], _x(rng, 0, 256))
 
 
@@ -423,17 +476,19 @@ def _expert(
     formats: Sequence[tuple[int, int]],
     dtype: str,
     bias_dtype: str | None,
+    arithmetic: str,
 ) -> list[Weight]:
     shapes = ((intermediate, hidden_size), (intermediate, hidden_size), (hidden_size, intermediate))
+    how: dict[str, Any] = {"dtype": dtype, "bias_dtype": bias_dtype, "arithmetic": arithmetic}
     return [
-        quantized(rng, *shape, bits=bits, group_size=group_size, dtype=dtype, bias_dtype=bias_dtype)
+        quantized(rng, *shape, bits=bits, group_size=group_size, **how)
         if bits
         else plain(rng, *shape, dtype, bias_dtype)
         for shape, (bits, group_size) in zip(shapes, formats, strict=True)
     ]
 
 
-def expert_cases() -> Iterator[Case]:
+def expert_cases(arithmetic: str) -> Iterator[Case]:
     rng = np.random.default_rng(11)
     same = [(4, 64)] * 3
     # id, hidden, intermediate, (bits, group size) of gate, up and down, scales, biases, tokens of
@@ -456,11 +511,12 @@ def expert_cases() -> Iterator[Case]:
     ]
     for id, hidden_size, intermediate, formats, dtype, bias_dtype, tokens in table:
         experts = [
-            _expert(rng, hidden_size, intermediate, formats, dtype, bias_dtype) for _ in tokens
+            _expert(rng, hidden_size, intermediate, formats, dtype, bias_dtype, arithmetic)
+            for _ in tokens
         ]
         num_tokens = max(max(t, default=0) for t in tokens) + 1
         x = _x(rng, num_tokens, hidden_size)
-        yield expert_case(f"expert-{id}", experts, x, tokens)
+        yield expert_case(f"expert-{id}-{arithmetic}", experts, x, tokens)
 
 
 def combine_cases() -> Iterator[Case]:
@@ -472,13 +528,12 @@ def combine_cases() -> Iterator[Case]:
 
 def all_cases() -> list[Case]:
     """Every case of the matrix kernels; ids are unique."""
+    by_arithmetic = (format_cases, large_cases, value_cases, expert_cases)
     return [
-        *format_cases(),
+        *(case for cases in by_arithmetic for a in ARITHMETIC_NAMES for case in cases(a)),
         *plain_cases(),
-        *large_cases(),
-        *value_cases(),
+        *step_cases(),
         *many_cases(),
         *embed_cases(),
-        *expert_cases(),
         *combine_cases(),
     ]

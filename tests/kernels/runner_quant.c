@@ -27,6 +27,7 @@ static struct kandiga_matrix read_shape(const struct test_case* c, const char* p
         .group_size = (int)prefixed(c, prefix, "group_size"),
         .dtype = (enum kandiga_dtype)prefixed(c, prefix, "dtype"),
         .bias_dtype = (enum kandiga_dtype)prefixed(c, prefix, "bias_dtype"),
+        .arithmetic = (enum kandiga_arithmetic)prefixed(c, prefix, "arithmetic"),
     };
 }
 

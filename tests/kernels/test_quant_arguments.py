@@ -33,6 +33,17 @@ def affine(**changes: Any) -> Matrix:
     return Matrix.affine(*parts, **arguments)
 
 
+def test_arithmetic_is_checked_and_kept() -> None:
+    expected = "arithmetic: 'int4', expected one of exact, int16, int8"
+    with pytest.raises(ValueError, match=expected):
+        affine(arithmetic="int4")
+    with pytest.raises(ValueError, match=expected):
+        ExpertLayout(parts(), hidden_size=4, moe_intermediate_size=2, arithmetic="int4")
+    assert affine().arithmetic == "exact"
+    assert affine(arithmetic="int8").arithmetic == "int8"
+    assert dense().arithmetic == "exact"
+
+
 def dense(out_features: int = 3, in_features: int = 5) -> Matrix:
     w = zeros(out_features, in_features)
     return Matrix.dense(w, out_features=out_features, in_features=in_features, dtype="f32")

@@ -280,7 +280,8 @@ def check(model: Packed, reference: Reference, residency: str = "mapped") -> Non
 
 
 def load(model: Packed, **options: Any) -> Engine:
-    return load_engine(model.container, engine="native", kv_dtype="f32", **options)
+    options = {"kv_dtype": "f32", "arithmetic": "exact"} | options
+    return load_engine(model.container, engine="native", **options)
 
 
 def assert_logits_close(actual: np.ndarray, expected: np.ndarray) -> None:

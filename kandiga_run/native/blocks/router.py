@@ -35,7 +35,7 @@ class Router:
         mode: RoutingMode,
         scratch: Scratch,
     ) -> None:
-        self._matrix = weights.linear(name, num_experts, hidden_size)
+        self._matrix = weights.linear(name, num_experts, hidden_size, chooses=True)
         self._num_experts = num_experts
         self._top_k = top_k
         self._mode = mode
