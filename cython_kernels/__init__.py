@@ -6,12 +6,14 @@ csrc/matmul.c, expert.c, attention.c, ...   above the instruction sets: splittin
 csrc/dispatch.c, csrc/cpu.c    which instruction set runs; KANDIGA_ISA=scalar|avx2|avx512|neon
 csrc/map_guard.c               files that are cut short while they are computed on
 csrc/threadpool.c              the one pool of threads in the process
+csrc/read_memory.c             the read loop that the memory ceiling is measured with
 csrc/time_split.c              what kernels spend their time on
 _kernels.pyx, *.pxi            argument checks (ValueError: argument, seen, expected); no GIL in C
 reference/                     every kernel in numpy float64, what the tests compare with
 """
 
 from ._kernels import (
+    READ_ORDERS,
     TIME_ATTENTION,
     TIME_DENSE,
     TIME_EXPERTS,
@@ -41,6 +43,7 @@ from ._kernels import (
     matmul_many,
     moe_combine,
     num_threads,
+    read_memory,
     rms_norm,
     rms_norm_gated,
     rope,
@@ -54,6 +57,7 @@ from ._kernels import (
 )
 
 __all__ = [
+    "READ_ORDERS",
     "TIME_ATTENTION",
     "TIME_DENSE",
     "TIME_EXPERTS",
@@ -83,6 +87,7 @@ __all__ = [
     "matmul_many",
     "moe_combine",
     "num_threads",
+    "read_memory",
     "rms_norm",
     "rms_norm_gated",
     "rope",

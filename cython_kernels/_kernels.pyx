@@ -24,6 +24,7 @@ include "matrix.pxi"
 include "vector.pxi"
 include "map_guard.pxi"
 include "time_split.pxi"
+include "read_memory.pxi"
 
 
 def cpu_count():
