@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +53,19 @@ class Assignment:
             self._starts = np.append(starts, flat.size)
         self._place_of = {expert: place for place, expert in enumerate(self.experts.tolist())}
 
+    def take_all(self) -> Work:
+        """Return the work of all experts, in the order of `experts`, and give results rows."""
+        num_results = self.order.size
+        if self._starts is None:
+            self.order[:] = _counting(num_results)
+            work = Work(_counting(num_results + 1), _zeros(num_results), 0, num_results)
+        else:
+            rows = (self._pairs // self._top_k).astype(np.int32)
+            self.order[self._pairs] = _counting(num_results)
+            work = Work(self._starts.astype(np.int32), rows, 0, num_results)
+        self._num_results = num_results
+        return work
+
     def take(self, experts: Sequence[int]) -> Work:
         """Return the work of some experts, in the order given, and give their results rows."""
         places = [self._place_of[expert] for expert in experts]
@@ -71,3 +85,13 @@ class Assignment:
             self.order[pairs] = np.arange(first, end, dtype=np.int32)
         self._num_results = end
         return Work(row_offsets, rows, first, end)
+
+
+@lru_cache(maxsize=16)  # the same few lengths, token after token
+def _counting(length: int) -> NDArray[np.int32]:
+    return np.arange(length, dtype=np.int32)
+
+
+@lru_cache(maxsize=16)
+def _zeros(length: int) -> NDArray[np.int32]:
+    return np.zeros(length, np.int32)

@@ -28,3 +28,17 @@ def compute_batch(
     addresses = np.array([address for _, address in batch], np.uint64)
     out = results[work.first_result : work.end_result]
     expert_mlp(layout, addresses, work.row_offsets, work.rows, x, out, workspace)
+
+
+def compute_all(
+    layout: ExpertLayout,
+    addresses: NDArray[np.uint64],
+    assignment: Assignment,
+    x: NDArray[np.float32],
+    results: NDArray[np.float32],
+    workspace: NDArray[np.float32],
+) -> None:
+    """Apply all experts of an assignment, which are in memory at addresses (n,), as above."""
+    label_time(TIME_EXPERTS)
+    work = assignment.take_all()
+    expert_mlp(layout, addresses, work.row_offsets, work.rows, x, results, workspace)

@@ -13,9 +13,12 @@ from numpy.typing import NDArray
 from formats import KexpSet
 from kandiga_run.engine import Check
 from kandiga_run.experts.blocks import Blocks
+from kandiga_run.experts.known import KnownExperts
 from kandiga_run.experts.pages import (
     absent_bytes,
     address_of,
+    advise_huge,
+    huge_pages_around,
     map_pages,
     mincore_tells_the_truth,
     open_for_random_reads,
@@ -29,7 +32,8 @@ from kandiga_run.stats import RunStats
 class MappedStore:
     """Addresses inside the mapped shards; what is not resident is read in by workers first.
 
-    Kernels are never handed pages that mincore calls absent: they would fault them in one by one.
+    Kernels are never handed pages that were not seen in memory: they would fault them in one by
+    one. What was seen is believed until this process has to read a page from disk (`KnownExperts`).
     """
 
     residency = "mapped"
@@ -42,17 +46,36 @@ class MappedStore:
         num_readers: int | None = None,
         check: Check = "first-touch",
         stats: RunStats | None = None,
+        huge_pages: bool = False,
     ) -> None:
+        """huge_pages: read whole huge pages, neighbours of an expert included.
+
+        That suits memory which all experts will fit into; in less, the neighbours push out what
+        is needed.
+        """
         self.stats = stats if stats is not None else RunStats()
         self.stats.residency = self.residency
         self._blocks = Blocks(container, check)
         self._maps = [memoryview(shard.mmap) for shard in container.shards]
+        self._bases = [address_of(view) for view in self._maps]
         self._addresses = {layer: self._layer_addresses(layer) for layer in container.layers}
+        self._known = KnownExperts(self._addresses)
+        self._keeps_checking = check == "always"
         self._fds = [open_for_random_reads(shard) for shard in container.shards]
         # Where mincore does not tell, an expert counts as absent until this process read it once.
         self._mincore_tells = all(mincore_tells_the_truth(shard) for shard in container.shards)
         self._read_before: set[tuple[int, int]] = set()
+        advised = [huge_pages and self._advise_huge(layer) for layer in container.layers]
+        self._reads_huge_pages = all(advised) and huge_pages
         self._readers = ReaderPool(num_readers)
+
+    def addresses(self, layer: int, experts: NDArray[np.int32]) -> NDArray[np.uint64] | None:
+        """Return where the experts (n,) lie when all are in memory and checked, else None."""
+        found = self._known.addresses(layer, experts)
+        if found is not None:
+            self.stats.experts_requested += found.size
+            self.stats.experts_reused += found.size
+        return found
 
     @contextmanager
     def fetch(self, layer: int, experts: NDArray[np.int32]) -> Iterator[Arrivals]:
@@ -60,20 +83,24 @@ class MappedStore:
         pending = Pending(self._readers, self.stats)
         try:
             ready = self._start(layer, experts.tolist(), pending)
-            yield Arrivals(_batches(self._addresses[layer], ready, pending))
+            yield Arrivals(self._batches(layer, ready, pending))
         finally:
             pending.drain()
 
     def _start(self, layer: int, wanted: list[int], pending: Pending) -> list[Arrival]:
         """Let workers bring in what is absent or unchecked; return the rest."""
         addresses = self._addresses[layer]
-        length = self._blocks[layer].payload_bytes
+        known = self._known.of_layer(layer)
         ready = []
         num_read = 0
         for expert in wanted:
-            absent = self._absent_bytes(layer, expert, addresses[expert], length)
+            if known[expert]:
+                ready.append((expert, addresses[expert]))
+                continue
+            absent = self._absent_bytes(layer, expert)
             check = self._blocks.needs_check(layer, expert)
             if not absent and not check:
+                self._known.add(layer, expert)
                 ready.append((expert, addresses[expert]))
                 continue
             num_read += absent > 0
@@ -83,6 +110,19 @@ class MappedStore:
         self.stats.experts_read += num_read
         self.stats.experts_reused += len(wanted) - num_read
         return ready
+
+    def _batches(
+        self, layer: int, ready: list[Arrival], pending: Pending
+    ) -> Iterator[list[Arrival]]:
+        addresses = self._addresses[layer]
+        if ready:
+            yield ready
+        while pending:
+            arrived = pending.wait()
+            if not self._keeps_checking:
+                for expert in arrived:
+                    self._known.add(layer, expert)
+            yield [(expert, addresses[expert]) for expert in arrived]
 
     def resize(self, budget_bytes: int) -> None:
         """Do nothing: mapped pages belong to the kernel, which takes them back when it must."""
@@ -98,12 +138,33 @@ class MappedStore:
 
     def _layer_addresses(self, layer: int) -> list[int]:
         blocks = self._blocks[layer]
-        base = address_of(self._maps[blocks.shard])
+        base = self._bases[blocks.shard]
         return [base + offset for offset in blocks.offsets_bytes]
 
-    def _absent_bytes(self, layer: int, expert: int, address: int, length: int) -> int:
+    def _advise_huge(self, layer: int) -> bool:
+        """Ask for huge pages; the blocks of a layer lie side by side in one shard."""
+        blocks, addresses = self._blocks[layer], self._addresses[layer]
+        first = min(addresses)
+        return advise_huge(first, max(addresses) + blocks.block_bytes - first)
+
+    def _extent(self, layer: int, expert: int) -> tuple[int, int]:
+        """Return (address, length) of what is read when the expert is absent."""
+        address, blocks = self._addresses[layer][expert], self._blocks[layer]
+        if not self._reads_huge_pages:
+            return address, blocks.payload_bytes
+        start, length = huge_pages_around(address, blocks.payload_bytes)
+        base, size = self._bases[blocks.shard], len(self._maps[blocks.shard])
+        first, end = max(start, base), min(start + length, base + size)
+        return first, end - first
+
+    def _absent_bytes(self, layer: int, expert: int) -> int:
+        """Return how much would be read to bring the expert in; 0 when it is in memory."""
+        address, length = self._addresses[layer][expert], self._blocks[layer].payload_bytes
         if self._mincore_tells:
-            return absent_bytes(address, length)
+            absent = absent_bytes(address, length)
+            if absent and self._reads_huge_pages:
+                return absent_bytes(*self._extent(layer, expert))
+            return absent
         if (layer, expert) in self._read_before:
             return 0
         self._read_before.add((layer, expert))
@@ -113,19 +174,15 @@ class MappedStore:
         """Worker: make the pages resident and mapped, then compare the checksum."""
         blocks = self._blocks[layer]
         offset, length = blocks.offsets_bytes[expert], blocks.payload_bytes
-        with self._blocks.reading(layer, expert):
+        address = self._addresses[layer][expert]
+        with self._blocks.reading(layer, expert), self._known.own_faults():
+            if absent and self._reads_huge_pages:
+                map_pages(*self._extent(layer, expert))
+                # A disk that fails is a hint not taken: the read below says what is wrong.
+                absent = absent_bytes(address, length) > 0
             if absent:
                 read_into_page_cache(self._fds[blocks.shard], offset, length)
-            map_pages(self._addresses[layer][expert], length)
+            map_pages(address, length)
             if check:
                 payload = self._maps[blocks.shard][offset : offset + length]
                 self._blocks.check(layer, expert, payload)
-
-
-def _batches(
-    addresses: list[int], ready: list[Arrival], pending: Pending
-) -> Iterator[list[Arrival]]:
-    if ready:
-        yield ready
-    while pending:
-        yield [(expert, addresses[expert]) for expert in pending.wait()]

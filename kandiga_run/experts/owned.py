@@ -55,6 +55,15 @@ class OwnedStore:
         """Return the size of all slots."""
         return sum(pool.nbytes for pool in self._pools.values())
 
+    def addresses(self, layer: int, experts: NDArray[np.int32]) -> NDArray[np.uint64] | None:
+        """Return where the experts (n,) lie when all have slots, else None."""
+        found = self.pool(layer).addresses([(layer, expert) for expert in experts.tolist()])
+        if found is None:
+            return None
+        self.stats.experts_requested += len(found)
+        self.stats.experts_reused += len(found)
+        return np.array(found, np.uint64)
+
     @contextmanager
     def fetch(self, layer: int, experts: NDArray[np.int32]) -> Iterator[Arrivals]:
         """Bring the experts in; each arrives once, those already in a slot first.

@@ -6,6 +6,11 @@ and a small read every few pages (measured on x86-64 Linux, random 1.77 MB block
 against 0.06-0.2). `MADV_WILLNEED` and `readahead` were no faster and do not say when they are done;
 `MADV_POPULATE_READ` on cold pages reads more than asked. On pages that are in memory, populating
 just fills the page table, which saves the kernels their minor faults.
+
+Where a range is marked by `advise_huge`, populating reads cold pages too, as folios of 2 MB. They
+stay in the page cache for later runs, and the experts' access pattern reads them at 29.8 GB/s where
+small pages give 26.0 and anonymous huge pages 31.2 (two threads, x86-64, ext4 on Linux 6.18).
+Bringing them in took no longer: 2.0 GB/s against 1.7 by `pread`.
 """
 
 from __future__ import annotations
@@ -22,6 +27,7 @@ from formats import Shard
 from formats.direct import reopen
 
 _PAGE = mmap.PAGESIZE
+HUGE_PAGE = 2 << 20
 _READ_BYTES = 2 << 20
 _MADV_POPULATE_READ = 22  # Linux 5.14; older kernels answer EINVAL, which changes nothing here
 
@@ -83,10 +89,34 @@ def read_into_page_cache(fd: int, offset_bytes: int, length: int) -> None:
 
 
 def map_pages(address: int, length: int) -> None:
-    """Fill the page table for a range that is in memory; a hint, never an error."""
+    """Fill the page table for a range; a hint, never an error.
+
+    Pages that are not in memory are read: as huge ones where `advise_huge` said so, otherwise with
+    the mapping's readahead.
+    """
     if sys.platform == "linux":
         start = address - address % _PAGE
         _libc.madvise(start, address + length - start, _MADV_POPULATE_READ)
+
+
+def advise_huge(address: int, length: int) -> bool:
+    """Let faults in a mapped range of a file read huge pages, and nothing beside them.
+
+    Returns whether the system takes the advice. Filesystems without large folios (ext4 before
+    Linux 6.16, overlay of one) read small pages all the same.
+    """
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return False
+    read_without_readahead(address, length)
+    start = address - address % _PAGE
+    return bool(_libc.madvise(start, address + length - start, mmap.MADV_HUGEPAGE) == 0)
+
+
+def huge_pages_around(address: int, length: int) -> tuple[int, int]:
+    """Return (address, length) of the huge pages that a range lies on."""
+    start = address - address % HUGE_PAGE
+    num_pages = -((start - address - length) // HUGE_PAGE)
+    return start, num_pages * HUGE_PAGE
 
 
 def read_without_readahead(address: int, length: int) -> None:

@@ -55,6 +55,15 @@ class SlotPool:
         self._pinned.add(key)
         return True
 
+    def addresses(self, keys: list[Key]) -> list[int] | None:
+        """Return where experts' slots begin, used at this moment; None when one has none."""
+        slot_of = self._slot_of
+        if not all(key in slot_of for key in keys):
+            return None
+        for key in keys:
+            slot_of.move_to_end(key)
+        return [self._base + slot_of[key] * self.slot_bytes for key in keys]
+
     def take(self, key: Key) -> bool:
         """Give an expert a slot and pin it, evicting if need be; False when all are pinned."""
         slot = self._free.pop() if self._free else self._evict()

@@ -71,6 +71,13 @@ class ExpertStore(Protocol):
         Raises `formats.KexpError` naming layer and expert when a block is damaged.
         """
 
+    def addresses(self, layer: int, experts: NDArray[np.int32]) -> NDArray[np.uint64] | None:
+        """Return where the payloads of experts (n,) begin when all can be computed at once.
+
+        None otherwise: then `fetch` them. The short way for a token whose experts are in memory;
+        the addresses are valid until the next call of this store.
+        """
+
     def resize(self, budget_bytes: int) -> None:
         """Give memory back, or take more, up to the budget the store was opened with.
 
@@ -109,7 +116,13 @@ def open_store(
         owned = budget_bytes is not None or not fits_comfortably(model)
         residency = "owned" if owned else "mapped"
     if residency == "mapped":
-        return MappedStore(model.container, num_readers=num_readers, check=check, stats=stats)
+        return MappedStore(
+            model.container,
+            num_readers=num_readers,
+            check=check,
+            stats=stats,
+            huge_pages=fits_comfortably(model),
+        )
     if budget_bytes is None:
         budget_bytes = int(available_bytes() * _OWNED_SHARE)
     return OwnedStore(

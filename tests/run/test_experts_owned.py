@@ -175,3 +175,17 @@ def test_a_filesystem_without_direct_reads(tmp_path: Path) -> None:
         finally:
             os.close(fd)
             path.unlink()
+
+
+def test_experts_with_slots_need_no_fetch(model: Model) -> None:
+    store = OwnedStore(model.container, 3 * model.container.layout(0).block_bytes)
+    with store.fetch(0, np.array([4, 1], np.int32)) as arrivals:
+        where = dict(arrivals)
+    assert store.addresses(0, np.array([1, 7], np.int32)) is None
+    found = store.addresses(0, np.array([1, 4], np.int32))
+    assert found.tolist() == [where[1], where[4]]
+    arrived(store, model.container, 0, [0])
+    arrived(store, model.container, 0, [2])  # 1 was used longest ago
+    assert store.addresses(0, np.array([1], np.int32)) is None
+    assert store.addresses(0, np.array([4], np.int32)) is not None
+    store.close()

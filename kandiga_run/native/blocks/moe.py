@@ -20,7 +20,7 @@ from cython_kernels import (
     moe_combine,
     sigmoid_scale_add,
 )
-from kandiga_run.experts.compute import compute_batch
+from kandiga_run.experts.compute import compute_all, compute_batch
 from kandiga_run.experts.store import ExpertStore
 from kandiga_run.native.blocks.mlp import MLP
 from kandiga_run.native.blocks.router import Router
@@ -91,11 +91,19 @@ class MoE:
         workspace = self._scratch.whole("feed_forward/expert_workspace")
         assignment, scores = self._router.forward(x)
         out.fill(0.0)
-        with self._store.fetch(self._layer, assignment.experts) as arrivals:
-            if self._shared_expert is not None:  # while the reads are in flight
-                label_time(TIME_DENSE)
-                self._shared_expert.add_forward(x, out)
-            for batch in arrivals.batches():
-                compute_batch(self._layout, batch, assignment, x, results, workspace)
+        addresses = self._store.addresses(self._layer, assignment.experts)
+        if addresses is not None:
+            self._add_shared_expert(x, out)
+            compute_all(self._layout, addresses, assignment, x, results, workspace)
+        else:
+            with self._store.fetch(self._layer, assignment.experts) as arrivals:
+                self._add_shared_expert(x, out)  # while the reads are in flight
+                for batch in arrivals.batches():
+                    compute_batch(self._layout, batch, assignment, x, results, workspace)
         label_time(TIME_EXPERTS)
         moe_combine(results, scores, assignment.order, out)
+
+    def _add_shared_expert(self, x: Array, out: Array) -> None:
+        if self._shared_expert is not None:
+            label_time(TIME_DENSE)
+            self._shared_expert.add_forward(x, out)
