@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import mmap
-import sys
 from collections import OrderedDict
-from contextlib import suppress
 
-from kandiga_run.experts.pages import address_of
-
-_HUGE_PAGE = 2 << 20
-# On macOS MADV_DONTNEED keeps anonymous pages; MADV_FREE lets the system take them.
-_MADV_GIVE_BACK = mmap.MADV_FREE if sys.platform == "darwin" else mmap.MADV_DONTNEED
+from kandiga_run.experts.huge_memory import HugeMemory
 
 Key = tuple[int, int]  # (layer, expert)
 
@@ -27,17 +20,7 @@ class SlotPool:
         self.slot_bytes = slot_bytes
         self.max_slots = max_slots
         self.num_slots = max_slots
-        self._memory = mmap.mmap(-1, slot_bytes * max_slots + _HUGE_PAGE, flags=_map_flags())
-        whole = memoryview(self._memory)
-        address = address_of(whole)
-        # Aligned to huge pages: the kernels read 40 GB/s from them, 30 from small pages.
-        self._start = -address % _HUGE_PAGE
-        self._base = address + self._start
-        self._view = whole[self._start :]
-        whole.release()
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            length = slot_bytes * max_slots
-            self._memory.madvise(mmap.MADV_HUGEPAGE, self._start, length)
+        self._memory = HugeMemory(slot_bytes * max_slots)
         self._free = list(reversed(range(max_slots)))
         self._slot_of: OrderedDict[Key, int] = OrderedDict()  # least recently used first
         self._pinned: set[Key] = set()
@@ -62,7 +45,7 @@ class SlotPool:
             return None
         for key in keys:
             slot_of.move_to_end(key)
-        return [self._base + slot_of[key] * self.slot_bytes for key in keys]
+        return [self._memory.address + slot_of[key] * self.slot_bytes for key in keys]
 
     def take(self, key: Key) -> bool:
         """Give an expert a slot and pin it, evicting if need be; False when all are pinned."""
@@ -84,12 +67,12 @@ class SlotPool:
 
     def address(self, key: Key) -> int:
         """Return where the expert's slot begins."""
-        return self._base + self._slot_of[key] * self.slot_bytes
+        return self._memory.address + self._slot_of[key] * self.slot_bytes
 
     def buffer(self, key: Key, length: int) -> memoryview:
         """Return the first `length` bytes of the expert's slot, writable."""
         start = self._slot_of[key] * self.slot_bytes
-        return self._view[start : start + length]
+        return self._memory.view[start : start + length]
 
     def resize(self, num_slots: int) -> None:
         """Use the first `num_slots` slots, at most `max_slots`; their contents stay.
@@ -101,31 +84,18 @@ class SlotPool:
             if slot >= num_slots:
                 del self._slot_of[key]
         if num_slots < self.num_slots:
-            self._release(num_slots, self.num_slots)
+            start, end = num_slots * self.slot_bytes, self.num_slots * self.slot_bytes
+            self._memory.give_back(start, end)
         self.num_slots = num_slots
         used = set(self._slot_of.values())
         self._free = [slot for slot in reversed(range(num_slots)) if slot not in used]
 
     def close(self) -> None:
-        """Give all memory back. An exception somebody keeps may still hold a view of a slot."""
-        self._release(0, self.num_slots)
-        self._view.release()
-        with suppress(BufferError):
-            self._memory.close()
+        """Give all memory back."""
+        self._memory.close()
 
     def _evict(self) -> int | None:
         for key in self._slot_of:
             if key not in self._pinned:
                 return self._slot_of.pop(key)
         return None
-
-    def _release(self, first: int, end: int) -> None:
-        start = self._start + first * self.slot_bytes
-        length = (end - first) * self.slot_bytes
-        start_page = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
-        self._memory.madvise(_MADV_GIVE_BACK, start_page, start + length - start_page)
-
-
-def _map_flags() -> int:
-    # No swap reservation: the pool may reserve address space for more slots than it will ever fill.
-    return mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import partial
 
 from formats import DenseTensor, Shard
@@ -12,12 +12,14 @@ from kandiga_run.dense_watch import DenseWatch
 from kandiga_run.experts.pages import (
     absent_bytes,
     address_of,
+    advise_huge,
     map_pages,
     open_for_random_reads,
     read_into_page_cache,
     read_without_readahead,
 )
 from kandiga_run.experts.reader import Pending, ReaderPool
+from kandiga_run.native.dense_pieces import pieces
 from kandiga_run.stats import RunStats
 
 _PIECE_BYTES = 8 << 20
@@ -35,7 +37,17 @@ def bring_in_dense(model: Model, names: Iterable[str]) -> None:
         by_shard.setdefault(tensor.shard, []).append(tensor)
     for number, tensors in by_shard.items():
         shard = model.container.shards[number]
-        _bring_in(shard, list(_pieces(tensors)), model.dense_watch)
+        _bring_in(shard, list(pieces(tensors, _PIECE_BYTES)), model.dense_watch)
+
+
+def expect_huge_pages(model: Model) -> None:
+    """Let what is brought in of the dense weights become huge pages, where it is not in memory."""
+    for number, shard in enumerate(model.container.shards):
+        tensors = [tensor for tensor in model.dense.values() if tensor.shard == number]
+        if tensors:
+            first = min(tensor.offset_bytes for tensor in tensors)
+            end = max(tensor.offset_bytes + tensor.length_bytes for tensor in tensors)
+            advise_huge(address_of(memoryview(shard.mmap)) + first, end - first)
 
 
 def expect_single_rows(model: Model, names: Iterable[str]) -> None:
@@ -46,13 +58,13 @@ def expect_single_rows(model: Model, names: Iterable[str]) -> None:
         read_without_readahead(base + tensor.offset_bytes, tensor.length_bytes)
 
 
-def _bring_in(shard: Shard, pieces: list[tuple[int, int]], watch: DenseWatch) -> None:
+def _bring_in(shard: Shard, wanted: list[tuple[int, int]], watch: DenseWatch) -> None:
     whole = memoryview(shard.mmap)
     fd = open_for_random_reads(shard)
     readers = ReaderPool()
     pending = Pending(readers, RunStats())
     try:
-        for offset, length in pieces:
+        for offset, length in wanted:
             pending.start(0, partial(_bring_in_piece, shard, fd, whole, offset, length, watch))
         while pending:
             pending.wait()
@@ -69,6 +81,8 @@ def _bring_in_piece(
     with whole[offset : offset + length] as piece:
         address = address_of(piece)
         if absent_bytes(address, length):
+            map_pages(address, length)  # reads huge pages where `expect_huge_pages` asked for them
+        if absent_bytes(address, length):
             try:
                 read_into_page_cache(fd, offset, length)
             except EOFError:
@@ -77,21 +91,3 @@ def _bring_in_piece(
                 raise shard.unreadable(error, offset) from error
         map_pages(address, length)
         watch.saw(offset, piece)
-
-
-def _pieces(tensors: Iterable[DenseTensor]) -> Iterator[tuple[int, int]]:
-    """Yield (offset_bytes, length) covering the tensors; small neighbours are read together."""
-    start = end = 0
-    for tensor in sorted(tensors, key=lambda each: each.offset_bytes):
-        tensor_end = tensor.offset_bytes + tensor.length_bytes
-        if end and tensor.offset_bytes == end and tensor_end - start <= _PIECE_BYTES:
-            end = tensor_end
-            continue
-        yield from _split(start, end)
-        start, end = tensor.offset_bytes, tensor_end
-    yield from _split(start, end)
-
-
-def _split(start: int, end: int) -> Iterator[tuple[int, int]]:
-    for offset in range(start, end, _PIECE_BYTES):
-        yield offset, min(_PIECE_BYTES, end - offset)

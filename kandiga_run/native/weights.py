@@ -18,6 +18,7 @@ from formats import DenseTensor
 from kandiga_run.arithmetic import Arithmetic
 from kandiga_run.container import Model
 from kandiga_run.errors import RunError
+from kandiga_run.native.dense_copy import DenseCopy
 
 _FLOATS = ("f16", "bf16", "f32")
 
@@ -25,8 +26,12 @@ _FLOATS = ("f16", "bf16", "f32")
 class Weights:
     """The dense tensors of a model; remembers which ones were used."""
 
-    def __init__(self, model: Model, arithmetic: Arithmetic = "exact") -> None:
+    def __init__(
+        self, model: Model, arithmetic: Arithmetic = "exact", copy: DenseCopy | None = None
+    ) -> None:
+        """copy: where matrices are to lie, if not in the container's own pages."""
         self._model = model
+        self._copy = copy
         #: what quantized matrices are multiplied in
         self.arithmetic: Arithmetic = arithmetic
         #: names of the tensors taken so far
@@ -45,8 +50,11 @@ class Weights:
 
     @property
     def nbytes(self) -> int:
-        """Return the stored size of the tensors that every token reads in full."""
-        return sum(self._model.dense[name].length_bytes for name in self.used - self.by_row)
+        """Return the memory taken by the tensors that every token reads in full."""
+        in_full = self.used - self.by_row
+        if self._copy is not None:
+            return self._copy.nbytes(in_full)
+        return sum(self._model.dense[name].length_bytes for name in in_full)
 
     def touched_bytes(self, num_tokens: int) -> int:
         """Return the most that `num_tokens` tokens can touch of the tensors read by row."""
@@ -86,15 +94,17 @@ class Weights:
 
     def table(self, name: str, num_rows: int, num_columns: int) -> Matrix:
         """Return a matrix of which a token needs a single row."""
-        before = set(self.used)
+        before, copy = set(self.used), self._copy
+        self._copy = None
         matrix = self.linear(name, num_rows, num_columns)
+        self._copy = copy
         self.by_row.update(self.used - before)
         return matrix
 
     def vector(self, name: str, *shape: int) -> NDArray[np.float32]:
         """Return a small tensor of this shape as a float32 copy."""
-        array, dtype = self._array(name, shape)
-        return to_float32(array, dtype, name)
+        tensor = self._checked(name, shape)
+        return to_float32(self._model.dense_array(name), tensor.dtype, name)
 
     def norm(self, name: str, size: int) -> NDArray[np.float32]:
         """Return the weight of an RMSNorm, with the checkpoint's offset added."""
@@ -165,11 +175,16 @@ class Weights:
             raise RunError(f"{name}: {error}; use --engine mlx") from error
 
     def _array(self, name: str, shape: tuple[int, ...]) -> tuple[NDArray[np.generic], str]:
+        dtype = self._checked(name, shape).dtype
+        where = self._model.dense_array if self._copy is None else self._copy.array
+        return where(name), dtype
+
+    def _checked(self, name: str, shape: tuple[int, ...]) -> DenseTensor:
         tensor = self._tensor(name)
         if tensor.shape != shape:
             raise RunError(f"{name}: shape {tensor.shape}, the config asks for {shape}")
         self.used.add(name)
-        return self._model.dense_array(name), tensor.dtype
+        return tensor
 
     def _tensor(self, name: str) -> DenseTensor:
         try:
