@@ -3,7 +3,7 @@
 Two threads read the weights of a token at 31.2 GB/s from them, at 29.8 from huge pages of a file,
 at 26.0 from small ones (x86-64, Linux 6.18). They cannot be reclaimed either: under a memory limit
 the page cache of dense weights is what the kernel drops first, and every token needs all of them.
-The price is that processes do not share them, and 0.2 s a GB at the start.
+The price is that processes do not share them, and 0.2 to 1.2 s a GB at the start.
 """
 
 from __future__ import annotations
