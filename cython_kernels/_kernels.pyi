@@ -122,3 +122,28 @@ def gated_delta(
     q: _F32, k: _F32, v: _F32, g: _F32, beta: _F32, state: _F32, out: _F32
 ) -> None: ...
 def top_k_routing(logits: _F32, top_k: int, mode: str, indices: _I32, scores: _F32) -> None: ...
+
+class Projections:
+    max_tokens: int
+    def __init__(self, matrices: Sequence[Matrix], x: _F32, outs: Sequence[_F32]) -> None: ...
+    def __call__(self, num_tokens: int) -> None: ...
+
+class GatedDeltaHeads:
+    max_tokens: int
+    def __init__(
+        self,
+        qkv: _F32,
+        z: _F32,
+        a: _F32,
+        b: _F32,
+        out: _F32,
+        *,
+        conv_weight: _F32,
+        a_log: _F32,
+        dt_bias: _F32,
+        norm_weight: _F32,
+        num_key_heads: int,
+        norm_eps: float,
+        normalize_eps: float,
+    ) -> None: ...
+    def __call__(self, num_tokens: int, conv_state: _F32, state: _F32) -> None: ...

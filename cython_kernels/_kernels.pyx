@@ -22,6 +22,7 @@ cdef extern from "threadpool.h" nogil:
 include "buffers.pxi"
 include "matrix.pxi"
 include "vector.pxi"
+include "bound.pxi"
 include "map_guard.pxi"
 include "time_split.pxi"
 include "read_memory.pxi"

@@ -70,6 +70,30 @@ cdef extern from "vector.h" nogil:
         size_t channels
         size_t taps
 
+    struct gated_delta_heads_args:
+        const float* qkv
+        const float* z
+        const float* a
+        const float* b
+        ptrdiff_t qkv_token_stride
+        ptrdiff_t z_token_stride
+        ptrdiff_t a_token_stride
+        ptrdiff_t b_token_stride
+        const float* conv_weight
+        const float* a_log
+        const float* dt_bias
+        const float* norm_weight
+        float* conv_state
+        float* state
+        size_t num_tokens
+        size_t num_key_heads
+        size_t num_value_heads
+        size_t key_dim
+        size_t value_dim
+        size_t conv_taps
+        float norm_eps
+        float normalize_eps
+
     enum score_mode:
         SCORES_OF_ALL
         SCORES_OF_SELECTED
@@ -95,6 +119,7 @@ cdef extern from "vector.h" nogil:
                                   const float* dt_bias, const rows* g_out, const rows* beta_out)
     void vector_gated_delta(const gated_delta_args* args)
     void vector_causal_conv(const causal_conv_args* args)
+    int vector_gated_delta_heads(const gated_delta_heads_args* args, const rows* out)
     void vector_top_k(const rows* logits, size_t top_k, score_mode mode, int32_t* indices,
                       float* scores)
 

@@ -1,6 +1,8 @@
 /* The gated delta rule split by rows of the heads' states, its convolution by channels. */
 #include "vector_items.h"
 
+#include <string.h>
+
 enum { GATED_DELTA_ROWS_PER_ITEM = 32, CONV_CHANNELS_PER_ITEM = 512 };
 
 struct gated_delta_job {
@@ -22,19 +24,30 @@ void vector_gated_delta(const struct gated_delta_args* args) {
               4 * args->num_tokens * args->num_value_heads * args->value_dim * args->key_dim);
 }
 
-struct causal_conv_job {
-    const struct causal_conv_args* args;
-};
+void vector_causal_conv_advance(const struct causal_conv_args* args, size_t begin, size_t end) {
+    const size_t history = args->taps - 1;
+    /* Ascending, so that each row is read before it is overwritten. */
+    for (size_t i = 0; i < history; i++) {
+        const size_t from = args->num_tokens + i; /* among the old state and x, in this order */
+        const float* inputs = from < history
+                                  ? args->state + from * args->channels
+                                  : args->x + (ptrdiff_t)(from - history) * args->x_token_stride;
+        memmove(args->state + i * args->channels + begin, inputs + begin,
+                (end - begin) * sizeof(float));
+    }
+}
 
 static void run_causal_conv_item(void* context, size_t item) {
-    const struct causal_conv_job* job = context;
+    const struct causal_conv_args* args = context;
     const size_t begin = item * CONV_CHANNELS_PER_ITEM;
-    kandiga_vector.causal_conv(job->args, begin,
-                               min_size(begin + CONV_CHANNELS_PER_ITEM, job->args->channels));
+    const size_t end = min_size(begin + CONV_CHANNELS_PER_ITEM, args->channels);
+    kandiga_vector.causal_conv(args, 0, args->num_tokens, begin, end, args->out + begin,
+                               (size_t)args->out_token_stride);
+    vector_causal_conv_advance(args, begin, end);
 }
 
 void vector_causal_conv(const struct causal_conv_args* args) {
-    struct causal_conv_job job = {.args = args};
+    struct causal_conv_args job = *args;
     run_items(run_causal_conv_item, &job, ceil_div(args->channels, CONV_CHANNELS_PER_ITEM),
               args->num_tokens * args->channels * (args->taps + 8));
 }

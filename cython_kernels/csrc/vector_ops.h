@@ -3,8 +3,8 @@
  * vector_ops.h      this file: argument structs and the table of kernels of one instruction set
  * vector_scalar.c   plain C of every kernel: the reference the others are tested against
  * simd_<isa>.h      what a vector is in that instruction set (simd_avx2.h documents the names)
- * *_body.inc        norm, elementwise, rope, attention, gated_delta, causal_conv, routing: written
- *                   once over simd_<isa>.h and vector_math.inc (exp, loops over a row)
+ * *_body.inc        norm, elementwise, rope, attention, gated_delta, delta_chunk, causal_conv,
+ * routing: written once over simd_<isa>.h and vector_math.inc (exp, loops over a row)
  * vector_<isa>.c    compiles all bodies for one instruction set, through vector_table.inc
  * vector.h          the public calls: strides, splitting over threads, deterministic merges, in
  *                   attention.c, gated_delta.c, rope.c and, for the rest, vector_rows.c
@@ -60,6 +60,25 @@ struct gated_delta_args {
     size_t num_tokens, num_key_heads, num_value_heads, key_dim, value_dim;
 };
 
+/* Tokens that the chunked gated delta rule takes at once. The products with the state cost the same
+ * a token whatever the chunk, those among its tokens grow with it; below 32 the state, read once a
+ * chunk, is too much of the traffic. */
+enum { DELTA_CHUNK_TOKENS = 32 };
+
+/* One value head over a chunk of 1 <= num_tokens <= DELTA_CHUNK_TOKENS tokens; all but `out`
+ * contiguous. */
+struct delta_chunk {
+    size_t num_tokens, key_dim, value_dim;
+    const float *q, *k;           /* (num_tokens, key_dim) */
+    const float *k_dots, *q_dots; /* (num_tokens, DELTA_CHUNK_TOKENS): k(t) . k(i), q(t) . k(i) */
+    const float *decay, *beta;    /* (num_tokens) */
+    float* v;                     /* (num_tokens, value_dim); overwritten */
+    float* known;                 /* (num_tokens, value_dim) of scratch */
+    float* state;                 /* (key_dim, value_dim): the transpose of gated_delta's */
+    float* out;                   /* (num_tokens, value_dim) */
+    size_t out_stride;
+};
+
 /* Depthwise causal convolution, then silu. */
 struct causal_conv_args {
     const float* x; /* (num_tokens, channels) */
@@ -69,6 +88,23 @@ struct causal_conv_args {
     float* out;          /* (num_tokens, channels) */
     ptrdiff_t out_token_stride;
     size_t num_tokens, channels, taps;
+};
+
+/* A gated delta layer between its projections: convolve q, k, v; normalize q and k, scaling q by
+ * key_dim^-0.5; the gated delta rule with decay and beta from a and b; out = rms_norm(.) * silu(z).
+ */
+struct gated_delta_heads_args {
+    const float* qkv;   /* (num_tokens, channels): q and k of the key heads, v of the value heads */
+    const float* z;     /* (num_tokens, num_value_heads * value_dim) */
+    const float *a, *b; /* (num_tokens, num_value_heads) */
+    ptrdiff_t qkv_token_stride, z_token_stride, a_token_stride, b_token_stride;
+    const float* conv_weight;     /* (conv_taps, channels), contiguous */
+    const float *a_log, *dt_bias; /* (num_value_heads) */
+    const float* norm_weight;     /* (value_dim) */
+    float* conv_state;            /* (conv_taps - 1, channels), contiguous */
+    float* state;                 /* (num_value_heads, value_dim, key_dim), contiguous */
+    size_t num_tokens, num_key_heads, num_value_heads, key_dim, value_dim, conv_taps;
+    float norm_eps, normalize_eps;
 };
 
 /* How scores are made from logits. Normalizing the top k of a softmax is the softmax of the top k
@@ -111,8 +147,17 @@ struct vector_ops {
     void (*gated_delta)(const struct gated_delta_args* args, size_t value_head, size_t row_begin,
                         size_t row_end);
 
-    /* All tokens for channels [begin, end). */
-    void (*causal_conv)(const struct causal_conv_args* args, size_t begin, size_t end);
+    /* k_dots and q_dots of a chunk, of which only q and k are read; they do not depend on the value
+     * head. keys_transposed: (key_dim, DELTA_CHUNK_TOKENS) of scratch. */
+    void (*delta_chunk_dots)(const struct delta_chunk* chunk, float* keys_transposed, float* k_dots,
+                             float* q_dots);
+    /* The gated delta rule over the chunk. */
+    void (*delta_chunk)(const struct delta_chunk* chunk);
+
+    /* Channels [begin, end) of tokens [token_begin, token_end), into out (tokens, channels of the
+     * range); args->state is read, args->out is not used. */
+    void (*causal_conv)(const struct causal_conv_args* args, size_t token_begin, size_t token_end,
+                        size_t begin, size_t end, float* out, size_t out_stride);
 
     /* Indices of the top_k largest logits, descending, ties to the lower index, and their scores. A
      * NaN logit sorts below all others and makes every score NaN. */

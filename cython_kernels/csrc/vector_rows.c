@@ -135,9 +135,7 @@ static void gates_row(const struct row_job* job, size_t i0, size_t i1) {
     float* g = row_at(job->out, i0, i1);
     const float* a = row_at(job->a, i0, i1);
     for (size_t h = 0; h < job->a->width; h++) {
-        const float x = a[h] + job->weight2[h];
-        const float softplus = fmaxf(x, 0.0f) + log1pf(expf(-fabsf(x)));
-        g[h] = expf(-expf(job->weight[h]) * softplus);
+        g[h] = delta_decay(a[h], job->weight[h], job->weight2[h]);
     }
 }
 
@@ -145,7 +143,7 @@ static void sigmoid_row(const struct row_job* job, size_t i0, size_t i1) {
     float* out = row_at(job->out, i0, i1);
     const float* x = row_at(job->a, i0, i1);
     for (size_t h = 0; h < job->a->width; h++) {
-        out[h] = 1.0f / (1.0f + expf(-x[h]));
+        out[h] = delta_beta(x[h]);
     }
 }
 

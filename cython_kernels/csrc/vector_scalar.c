@@ -181,6 +181,43 @@ static void gated_delta(const struct gated_delta_args* args, size_t value_head, 
     }
 }
 
+static void delta_chunk_dots(const struct delta_chunk* c, float* keys_transposed, float* k_dots,
+                             float* q_dots) {
+    (void)keys_transposed;
+    for (size_t t = 0; t < c->num_tokens; t++) {
+        for (size_t i = 0; i < c->num_tokens; i++) {
+            const float* key = c->k + i * c->key_dim;
+            k_dots[t * DELTA_CHUNK_TOKENS + i] = (float)dot(c->k + t * c->key_dim, key, c->key_dim);
+            q_dots[t * DELTA_CHUNK_TOKENS + i] = (float)dot(c->q + t * c->key_dim, key, c->key_dim);
+        }
+    }
+}
+
+/* Token by token, as gated_delta does it: the other instruction sets' algebra is tested against
+ * this. */
+static void delta_chunk(const struct delta_chunk* c) {
+    for (size_t t = 0; t < c->num_tokens; t++) {
+        const float* k = c->k + t * c->key_dim;
+        const float* q = c->q + t * c->key_dim;
+        for (size_t row = 0; row < c->value_dim; row++) {
+            double known = 0.0;
+            for (size_t d = 0; d < c->key_dim; d++) {
+                float* state = c->state + d * c->value_dim + row;
+                *state *= c->decay[t];
+                known += (double)*state * (double)k[d];
+            }
+            const float delta = (c->v[t * c->value_dim + row] - (float)known) * c->beta[t];
+            double out = 0.0;
+            for (size_t d = 0; d < c->key_dim; d++) {
+                float* state = c->state + d * c->value_dim + row;
+                *state += k[d] * delta;
+                out += (double)*state * (double)q[d];
+            }
+            c->out[t * c->out_stride + row] = (float)out;
+        }
+    }
+}
+
 /* Input of channel c at `position` tokens before (negative) or after the start of x. */
 static float conv_input(const struct causal_conv_args* args, ptrdiff_t position, size_t c) {
     const ptrdiff_t history = (ptrdiff_t)args->taps - 1;
@@ -190,21 +227,17 @@ static float conv_input(const struct causal_conv_args* args, ptrdiff_t position,
     return args->x[position * args->x_token_stride + (ptrdiff_t)c];
 }
 
-static void causal_conv(const struct causal_conv_args* args, size_t begin, size_t end) {
+static void causal_conv(const struct causal_conv_args* args, size_t token_begin, size_t token_end,
+                        size_t begin, size_t end, float* out, size_t out_stride) {
     const ptrdiff_t history = (ptrdiff_t)args->taps - 1;
-    for (size_t c = begin; c < end; c++) {
-        for (ptrdiff_t t = 0; t < (ptrdiff_t)args->num_tokens; t++) {
+    for (size_t t = token_begin; t < token_end; t++) {
+        for (size_t c = begin; c < end; c++) {
             float sum = 0.0f;
             for (ptrdiff_t tap = 0; tap <= history; tap++) {
                 sum += args->weight[(size_t)tap * args->channels + c] *
-                       conv_input(args, t + tap - history, c);
+                       conv_input(args, (ptrdiff_t)t + tap - history, c);
             }
-            args->out[t * args->out_token_stride + (ptrdiff_t)c] = silu(sum);
-        }
-        /* Ascending, so that each entry is read before it is overwritten. */
-        for (ptrdiff_t i = 0; i < history; i++) {
-            args->state[(size_t)i * args->channels + c] =
-                conv_input(args, (ptrdiff_t)args->num_tokens + i - history, c);
+            out[(t - token_begin) * out_stride + c - begin] = silu(sum);
         }
     }
 }
@@ -246,6 +279,8 @@ const struct vector_ops kandiga_vector_scalar = {
     .rope = rope,
     .attention = attention,
     .gated_delta = gated_delta,
+    .delta_chunk_dots = delta_chunk_dots,
+    .delta_chunk = delta_chunk,
     .causal_conv = causal_conv,
     .top_k = top_k,
 };

@@ -136,6 +136,36 @@ def gated_delta(
     return out, state
 
 
+def gated_delta_mix(
+    qkv: ArrayLike,
+    a: ArrayLike,
+    b: ArrayLike,
+    conv_state: ArrayLike,
+    state: ArrayLike,
+    *,
+    conv_weight: ArrayLike,
+    a_log: ArrayLike,
+    dt_bias: ArrayLike,
+    value_dim: int,
+    num_key_heads: int,
+    normalize_eps: float,
+) -> tuple[F64, F64, F64]:
+    """A gated delta layer up to its norm: out (tokens, value_heads, value_dim), the new conv_state
+    and the new state."""
+    num_tokens, num_heads = _f64(a).shape
+    convolved, conv_state = causal_conv(qkv, conv_weight, conv_state)
+    key_channels = (convolved.shape[1] - num_heads * value_dim) // 2
+    q, k, v = np.split(convolved, [key_channels, 2 * key_channels], axis=1)
+    by_key_head = (num_tokens, num_key_heads, -1)
+    q, k = q.reshape(by_key_head), k.reshape(by_key_head)
+    q = l2_normalize_heads(q, normalize_eps, q.shape[2] ** -0.5)
+    k = l2_normalize_heads(k, normalize_eps, 1.0)
+    g, beta = gated_delta_gates(a, b, a_log, dt_bias)
+    v = v.reshape(num_tokens, num_heads, value_dim)
+    out, state = gated_delta(q, k, v, g, beta, state)
+    return out, conv_state, state
+
+
 def top_k_routing(logits: ArrayLike, top_k: int, mode: str) -> tuple[I32, F64]:
     """Indices by descending logit (ties to the lower index, NaN last) and their scores."""
     logits = _f64(logits)

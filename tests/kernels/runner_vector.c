@@ -185,6 +185,40 @@ static void run_gated_delta(const struct test_case* c) {
     vector_gated_delta(&args);
 }
 
+static void run_gated_delta_heads(const struct test_case* c) {
+    const struct rows qkv = view(c, "qkv"), z = view(c, "z"), a = view(c, "a"), b = view(c, "b");
+    const struct rows weight = view(c, "conv_weight"), norm = view(c, "norm_weight");
+    struct rows out = view(c, "out");
+    const struct gated_delta_heads_args args = {
+        .qkv = qkv.data,
+        .qkv_token_stride = qkv.stride0,
+        .z = z.data,
+        .z_token_stride = z.stride0,
+        .a = a.data,
+        .a_token_stride = a.stride0,
+        .b = b.data,
+        .b_token_stride = b.stride0,
+        .conv_weight = weight.data,
+        .a_log = case_buffer(c, "a_log"),
+        .dt_bias = case_buffer(c, "dt_bias"),
+        .norm_weight = norm.data,
+        .conv_state = case_buffer(c, "conv_state"),
+        .state = case_buffer(c, "state"),
+        .num_tokens = qkv.n0,
+        .num_key_heads = case_size(c, "num_key_heads"),
+        .num_value_heads = a.width,
+        .key_dim = (qkv.width - a.width * norm.width) / 2 / case_size(c, "num_key_heads"),
+        .value_dim = norm.width,
+        .conv_taps = weight.n0,
+        .norm_eps = (float)case_number(c, "norm_eps"),
+        .normalize_eps = (float)case_number(c, "normalize_eps"),
+    };
+    out.n1 = a.width;
+    out.width = norm.width;
+    out.stride1 = (ptrdiff_t)norm.width;
+    vector_gated_delta_heads(&args, &out);
+}
+
 static void run_top_k_routing(const struct test_case* c) {
     const struct rows logits = view(c, "logits");
     vector_top_k(&logits, case_size(c, "top_k"),
@@ -210,6 +244,7 @@ const struct test_op vector_test_ops[] = {
     {"causal_conv", run_causal_conv},
     {"gated_delta_gates", run_gated_delta_gates},
     {"gated_delta", run_gated_delta},
+    {"gated_delta_heads", run_gated_delta_heads},
     {"top_k_routing", run_top_k_routing},
     {NULL, NULL},
 };

@@ -647,6 +647,90 @@ def delta_cases() -> Iterator[Case]:
         )
 
 
+def heads_case(
+    id: str, t: int, key_heads: int, heads: int, key_dim: int, value_dim: int, decay: float = 1.0
+) -> Case:
+    """A gated delta layer between its projections; a larger `decay` makes it forget faster."""
+    channels = 2 * key_heads * key_dim + heads * value_dim
+    rng = np.random.default_rng(key_dim)
+    inputs = ("qkv", "a", "b", "conv_state", "state")
+    weights = ("conv_weight", "a_log", "dt_bias", "norm_weight")
+    args = {
+        "qkv": slice_of(normal(1, t, channels)),
+        "z": slice_of(normal(2, t, heads * value_dim), before=0),
+        "a": slice_of(normal(3, t, heads)),
+        "b": slice_of(normal(4, t, heads), after=0),
+        "out": slice_of(np.full((t, heads * value_dim), np.nan, np.float32), before=5),
+        "conv_weight": Arg(normal(5, 4 if t != 5 else 2, channels, scale=0.5)),
+        "a_log": Arg(np.log(decay * rng.uniform(0.01, 16, heads)).astype(np.float32)),
+        "dt_bias": Arg(normal(6, heads)),
+        "norm_weight": Arg(normal(7, value_dim)),
+        "conv_state": Arg(normal(8, 3 if t != 5 else 1, channels)),
+        "state": Arg(normal(9, heads, value_dim, key_dim)),
+    }
+    fixed = {"num_key_heads": key_heads, "normalize_eps": 1e-6}
+    norm_eps = 1e-6
+
+    def results(a: Arrays) -> Results:
+        mixed, conv_state, state = reference.gated_delta_mix(
+            *(a[name] for name in inputs),
+            **{name: a[name] for name in weights[:3]},
+            value_dim=value_dim,
+            **fixed,
+        )
+        gate, norm = a["z"].reshape(mixed.shape), a["norm_weight"]
+        out = reference.rms_norm_gated(mixed, gate, norm, norm_eps)
+        largest = max(_abs(a["state"]).max(), _abs(conv_state).max(), _abs(state).max())
+        allowed = DELTA_ROUNDINGS * (4 + t) * largest
+        # The norm divides by the size of the row, and the error before it with that.
+        size = np.sqrt(np.mean(mixed * mixed, axis=-1, keepdims=True) + norm_eps)
+        gain = _abs(norm) * _abs(reference.silu(gate)) / size
+        rest = (NORM_ROUNDINGS + SIGMOID_ROUNDINGS) * _abs(out)
+        return {
+            "out": (out.reshape(t, -1), (allowed * gain + rest).reshape(t, -1)),
+            "conv_state": (conv_state, 0.0),
+            "state": (state, allowed),
+        }
+
+    def call(a: Arrays) -> None:
+        mix = ck.GatedDeltaHeads(
+            *(a[name] for name in ("qkv", "z", "a", "b", "out")),
+            **{name: a[name] for name in weights},
+            norm_eps=norm_eps,
+            **fixed,
+        )
+        mix(t, a["conv_state"], a["state"])
+
+    return vector_case(
+        id,
+        "gated_delta_heads",
+        args,
+        ("conv_state", "state", "out"),
+        call,
+        results,
+        norm_eps=norm_eps,
+        **fixed,
+    )
+
+
+def heads_cases() -> Iterator[Case]:
+    for t, key_heads, heads, key_dim, value_dim in (
+        (1, 2, 4, 128, 128),
+        (1, 1, 3, 33, 70),
+        (5, 4, 4, 20, 37),
+        (23, 1, 2, 16, 48),
+        (24, 2, 6, 96, 64),
+        (32, 1, 2, 128, 128),
+        (33, 2, 2, 7, 5),
+        (45, 1, 2, 128, 33),
+        (100, 2, 2, 40, 72),
+    ):
+        sizes = f"{heads}/{key_heads}-{value_dim}x{key_dim}"
+        yield heads_case(f"gated_delta_heads-t{t}-{sizes}", t, key_heads, heads, key_dim, value_dim)
+    yield heads_case("gated_delta_heads-forgets", 70, 1, 2, 64, 64, decay=100.0)
+    yield heads_case("gated_delta_heads-remembers", 70, 1, 2, 64, 64, decay=1e-4)
+
+
 # Routing.
 
 MODES = ("softmax_then_topk", "softmax_then_topk_normalized", "topk_then_softmax")
@@ -724,5 +808,6 @@ def all_cases() -> list[Case]:
         *conv_cases(),
         *gates_cases(),
         *delta_cases(),
+        *heads_cases(),
         *routing_cases(),
     ]

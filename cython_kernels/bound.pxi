@@ -1,0 +1,152 @@
+# Kernels bound to the arrays they work on.
+#
+# A decode token calls some hundred kernels on the same arrays as the token before. These classes
+# look at their arguments once, when they are made, with room for `max_tokens` tokens; a call then
+# costs about 0.1 us and works on the first num_tokens rows of each. The arrays are held as long as
+# the object lives.
+
+
+cdef class Bound:
+    """A kernel and its arrays; max_tokens is how many tokens they have room for."""
+
+    cdef Buffers held
+    cdef readonly Py_ssize_t max_tokens
+
+    def __cinit__(self):
+        self.held = Buffers()
+
+    cdef int expect_tokens(self, Py_ssize_t num_tokens) except -1:
+        if not 0 <= num_tokens <= self.max_tokens:
+            raise ValueError(f"num_tokens: {num_tokens}, expected 0 to {self.max_tokens}")
+        return 0
+
+    cdef int bind_rows(self, object array, str name, bint writable, View* view,
+                       Py_ssize_t width) except -1:
+        """A float32 array (max_tokens, width)."""
+        take_rows(self.held, array, name, writable, view, 2)
+        if <Py_ssize_t>view.r.n0 != self.max_tokens or <Py_ssize_t>view.r.width != width:
+            raise ValueError(
+                f"{name}: shape {view_shape(view)}, expected {(self.max_tokens, width)}"
+            )
+        return 0
+
+
+cdef class Projections(Bound):
+    """outs[i] = x W_i^T + bias_i for up to 15 matrices in one parallel region, as matmul_many.
+
+    x (max_tokens, in_features) and outs[i] (max_tokens, out_features) are C-contiguous float32.
+    """
+
+    cdef const kandiga_matrix* matrices[KANDIGA_MAX_MATRICES]
+    cdef float* outs[KANDIGA_MAX_MATRICES]
+    cdef Py_ssize_t num_matrices
+    cdef const float* x
+    cdef tuple kept
+
+    def __init__(self, matrices, x, outs):
+        cdef Py_buffer* view = self.held.f32(x, "x", 2)
+        cdef Matrix matrix
+        self.kept = tuple(matrices)
+        self.num_matrices = len(self.kept)
+        if self.num_matrices != len(outs):
+            raise ValueError(f"outs: {len(outs)} arrays, expected {self.num_matrices}")
+        if not 1 <= self.num_matrices < KANDIGA_MAX_MATRICES:
+            raise ValueError(
+                f"matrices: {self.num_matrices}, expected 1 to {KANDIGA_MAX_MATRICES - 1}"
+            )
+        self.x = <const float*>view.buf
+        self.max_tokens = view.shape[0]
+        cdef Py_ssize_t in_features = view.shape[1]
+        for i in range(self.num_matrices):
+            matrix = self.kept[i]
+            if <Py_ssize_t>matrix.c.in_features != in_features:
+                raise ValueError(
+                    f"x: {in_features} columns, expected {matrix.c.in_features}, the matrix's"
+                )
+            view = self.held.f32_out(outs[i], f"outs[{i}]", 2)
+            expect_shape(view, f"outs[{i}]", self.max_tokens, matrix.c.out_features)
+            self.matrices[i] = &matrix.c
+            self.outs[i] = <float*>view.buf
+
+    def __call__(self, Py_ssize_t num_tokens):
+        self.expect_tokens(num_tokens)
+        cdef int status
+        with nogil:
+            status = kandiga_matmul_many(self.matrices, self.outs, self.num_matrices, self.x,
+                                         num_tokens)
+        if status:
+            raise MemoryError("matmul: no memory for scratch")
+
+
+cdef class GatedDeltaHeads(Bound):
+    """A gated delta layer between its projections, over all tokens in order.
+
+    Convolve qkv; normalize queries (then times Dk**-0.5) and keys; walk the gated delta rule with
+    decay and step from a and b; out = rms_norm of that * silu(z). Hk key heads of dimension Dk, Hv
+    value heads of dimension Dv; C = 2 * Hk * Dk + Hv * Dv channels. T is max_tokens.
+
+    qkv (T, C), z and out (T, Hv * Dv), a and b (T, Hv); conv_weight (taps, C), a_log and dt_bias
+    (Hv,), norm_weight (Dv,); all float32. Each call takes the states, which it updates: conv_state
+    (taps - 1, C), state (Hv, Dv, Dk).
+
+    From a dozen tokens on they are taken in chunks, which rounds differently: the result depends
+    on how a sequence is cut by some units in the last place.
+    """
+
+    cdef gated_delta_heads_args c
+    cdef View out
+
+    def __init__(self, qkv, z, a, b, out, *, conv_weight, a_log, dt_bias, norm_weight,
+                 Py_ssize_t num_key_heads, float norm_eps, float normalize_eps):
+        cdef View view
+        cdef Py_buffer* weight = self.held.f32(conv_weight, "conv_weight", 2)
+        cdef Py_buffer* norm = self.held.f32(norm_weight, "norm_weight", 1)
+        take_rows(self.held, a, "a", False, &view, 2)
+        self.max_tokens = view.r.n0
+        cdef Py_ssize_t heads = view.r.width
+        cdef Py_ssize_t channels = weight.shape[1]
+        cdef Py_ssize_t key_channels = channels - heads * norm.shape[0]
+        if num_key_heads < 1 or heads % num_key_heads:
+            raise ValueError(
+                f"num_key_heads: {num_key_heads}, expected a divisor of the {heads} heads of a"
+            )
+        if key_channels <= 0 or key_channels % (2 * num_key_heads) or weight.shape[0] < 1:
+            raise ValueError(
+                f"conv_weight: {_describe(conv_weight)}, expected (taps, channels) with"
+                f" {2 * num_key_heads} heads of keys and queries and {heads} of {norm.shape[0]}"
+            )
+        self.c.a, self.c.a_token_stride = view.r.data, view.r.stride0
+        self.bind_rows(b, "b", False, &view, heads)
+        self.c.b, self.c.b_token_stride = view.r.data, view.r.stride0
+        self.bind_rows(qkv, "qkv", False, &view, channels)
+        self.c.qkv, self.c.qkv_token_stride = view.r.data, view.r.stride0
+        self.bind_rows(z, "z", False, &view, heads * norm.shape[0])
+        self.c.z, self.c.z_token_stride = view.r.data, view.r.stride0
+        self.bind_rows(out, "out", True, &self.out, heads * norm.shape[0])
+        self.out.r.n1 = heads
+        self.out.r.width = self.out.r.stride1 = norm.shape[0]
+        self.c.conv_weight, self.c.conv_taps = <const float*>weight.buf, weight.shape[0]
+        self.c.norm_weight, self.c.value_dim = <const float*>norm.buf, norm.shape[0]
+        self.c.a_log = take_vector(self.held, a_log, "a_log", heads)
+        self.c.dt_bias = take_vector(self.held, dt_bias, "dt_bias", heads)
+        self.c.num_key_heads, self.c.num_value_heads = num_key_heads, heads
+        self.c.key_dim = key_channels // (2 * num_key_heads)
+        self.c.norm_eps, self.c.normalize_eps = norm_eps, normalize_eps
+
+    def __call__(self, Py_ssize_t num_tokens, conv_state, state):
+        self.expect_tokens(num_tokens)
+        cdef Buffers states = Buffers()
+        cdef Py_buffer* conv = states.f32_out(conv_state, "conv_state", 2)
+        cdef Py_buffer* delta = states.f32_out(state, "state", 3)
+        expect_shape(conv, "conv_state", self.c.conv_taps - 1,
+                     2 * self.c.num_key_heads * self.c.key_dim
+                     + self.c.num_value_heads * self.c.value_dim)
+        expect_shape(delta, "state", self.c.num_value_heads, self.c.value_dim, self.c.key_dim)
+        cdef gated_delta_heads_args args = self.c
+        args.conv_state, args.state = <float*>conv.buf, <float*>delta.buf
+        args.num_tokens = num_tokens
+        cdef int status
+        with nogil:
+            status = vector_gated_delta_heads(&args, &self.out.r)
+        if status:
+            raise MemoryError("gated delta: no memory for scratch")
