@@ -8,6 +8,7 @@ csrc/map_guard.c               files that are cut short while they are computed 
 csrc/threadpool.c              the one pool of threads in the process
 csrc/read_memory.c             the read loop that the memory ceiling is measured with
 csrc/time_split.c              what kernels spend their time on
+bound.pxi                      kernels bound to their arrays: checked once, called every token
 _kernels.pyx, *.pxi            argument checks (ValueError: argument, seen, expected); no GIL in C
 reference/                     every kernel in numpy float64, what the tests compare with
 """
@@ -19,11 +20,16 @@ from ._kernels import (
     TIME_EXPERTS,
     TIME_GATED_DELTA,
     TIME_ROUTING,
+    AddRmsNorm,
     ExpertLayout,
     GatedDeltaHeads,
     MapGuard,
     Matrix,
     Projections,
+    RotatedHeads,
+    SiluMul,
+    SplitInterleaved,
+    TopKRouting,
     add,
     add_rms_norm,
     arm_map_guards,
@@ -65,11 +71,16 @@ __all__ = [
     "TIME_EXPERTS",
     "TIME_GATED_DELTA",
     "TIME_ROUTING",
+    "AddRmsNorm",
     "ExpertLayout",
     "GatedDeltaHeads",
     "MapGuard",
     "Matrix",
     "Projections",
+    "RotatedHeads",
+    "SiluMul",
+    "SplitInterleaved",
+    "TopKRouting",
     "add",
     "add_rms_norm",
     "arm_map_guards",
@@ -85,8 +96,8 @@ __all__ = [
     "head_rms_norm",
     "isa",
     "kv_append",
-    "label_time",
     "l2_normalize_heads",
+    "label_time",
     "matmul",
     "matmul_many",
     "moe_combine",

@@ -147,3 +147,39 @@ class GatedDeltaHeads:
         normalize_eps: float,
     ) -> None: ...
     def __call__(self, num_tokens: int, conv_state: _F32, state: _F32) -> None: ...
+
+class AddRmsNorm:
+    max_tokens: int
+    def __init__(self, x: _F32, delta: _F32, weight: _F32, eps: float, out: _F32) -> None: ...
+    def __call__(self, num_tokens: int) -> None: ...
+
+class SiluMul:
+    max_tokens: int
+    def __init__(self, gate: _F32, up: _F32, out: _F32) -> None: ...
+    def __call__(self, num_tokens: int) -> None: ...
+
+class TopKRouting:
+    max_tokens: int
+    def __init__(self, logits: _F32, mode: str, indices: _I32, scores: _F32) -> None: ...
+    def __call__(self, num_tokens: int) -> None: ...
+
+class RotatedHeads:
+    max_tokens: int
+    def __init__(
+        self,
+        queries: _F32,
+        keys: _F32,
+        inv_freq: _F32,
+        *,
+        query_norm: _F32 | None = None,
+        key_norm: _F32 | None = None,
+        eps: float = 0.0,
+        traditional: bool = False,
+        scale: float = 1.0,
+    ) -> None: ...
+    def __call__(self, num_tokens: int, position: int) -> None: ...
+
+class SplitInterleaved:
+    max_tokens: int
+    def __init__(self, x: _F32, outs: Sequence[_F32]) -> None: ...
+    def __call__(self, num_tokens: int) -> None: ...

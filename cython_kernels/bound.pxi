@@ -150,3 +150,179 @@ cdef class GatedDeltaHeads(Bound):
             status = vector_gated_delta_heads(&args, &self.out.r)
         if status:
             raise MemoryError("gated delta: no memory for scratch")
+
+
+cdef class AddRmsNorm(Bound):
+    """x += delta in place, then out = rms_norm(x) * weight; all (max_tokens, H), weight (H,)."""
+
+    cdef View x, delta, out
+    cdef const float* weight
+    cdef float eps
+
+    def __init__(self, x, delta, weight, float eps, out):
+        take_rows(self.held, x, "x", True, &self.x, 2)
+        self.max_tokens = self.x.r.n0
+        self.bind_rows(delta, "delta", False, &self.delta, self.x.r.width)
+        self.bind_rows(out, "out", True, &self.out, self.x.r.width)
+        self.weight = take_vector(self.held, weight, "weight", self.x.r.width)
+        self.eps = eps
+
+    def __call__(self, Py_ssize_t num_tokens):
+        self.expect_tokens(num_tokens)
+        cdef rows x = self.x.r
+        x.n0 = num_tokens
+        with nogil:
+            vector_add_rms_norm(&x, &self.delta.r, self.weight, self.eps, &self.out.r)
+
+
+cdef class SiluMul(Bound):
+    """out = silu(gate) * up; all (max_tokens, width); out may be either."""
+
+    cdef View gate, up, out
+
+    def __init__(self, gate, up, out):
+        take_rows(self.held, gate, "gate", False, &self.gate, 2)
+        self.max_tokens = self.gate.r.n0
+        self.bind_rows(up, "up", False, &self.up, self.gate.r.width)
+        self.bind_rows(out, "out", True, &self.out, self.gate.r.width)
+
+    def __call__(self, Py_ssize_t num_tokens):
+        self.expect_tokens(num_tokens)
+        cdef rows gate = self.gate.r
+        gate.n0 = num_tokens
+        with nogil:
+            vector_silu_mul(&gate, &self.up.r, &self.out.r)
+
+
+cdef class TopKRouting(Bound):
+    """Select the best experts of logits (max_tokens, E) into indices and scores (max_tokens, K).
+
+    As top_k_routing, which says what the modes are.
+    """
+
+    cdef View logits
+    cdef Py_ssize_t top_k
+    cdef score_mode mode
+    cdef int32_t* indices
+    cdef float* scores
+
+    def __init__(self, logits, str mode, indices, scores):
+        take_rows(self.held, logits, "logits", False, &self.logits, 2)
+        self.max_tokens = self.logits.r.n0
+        cdef Py_buffer* view = self.held.i32_out(indices, "indices", 2)
+        self.top_k = view.shape[1]
+        expect_shape(view, "indices", self.max_tokens, self.top_k)
+        if not 1 <= self.top_k <= <Py_ssize_t>self.logits.r.width:
+            raise ValueError(
+                f"indices: {self.top_k} columns, expected 1 to {self.logits.r.width} (experts)"
+            )
+        if mode not in SCORE_MODES:
+            raise ValueError(f"mode: {mode!r}, expected one of {', '.join(SCORE_MODES)}")
+        self.mode = SCORE_MODES[mode]
+        self.indices = <int32_t*>view.buf
+        view = self.held.f32_out(scores, "scores", 2)
+        expect_shape(view, "scores", self.max_tokens, self.top_k)
+        self.scores = <float*>view.buf
+
+    def __call__(self, Py_ssize_t num_tokens):
+        self.expect_tokens(num_tokens)
+        cdef rows logits = self.logits.r
+        logits.n0 = num_tokens
+        with nogil:
+            vector_top_k(&logits, self.top_k, self.mode, self.indices, self.scores)
+
+
+cdef class RotatedHeads(Bound):
+    """RMS norm of every head of queries and keys, unless the norms are None, then rope; in place.
+
+    queries (max_tokens, Hq, D) and keys (max_tokens, Hkv, D); norms (D,) each; inv_freq and the
+    options as rope takes them.
+    """
+
+    cdef View queries, keys, frequencies
+    cdef const float* query_norm
+    cdef const float* key_norm
+    cdef float eps, scale
+    cdef bint traditional
+
+    def __init__(self, queries, keys, inv_freq, *, query_norm=None, key_norm=None, float eps=0.0,
+                 bint traditional=False, float scale=1.0):
+        take_rows(self.held, queries, "queries", True, &self.queries, 3)
+        take_rows(self.held, keys, "keys", True, &self.keys, 3)
+        take_rows(self.held, inv_freq, "inv_freq", False, &self.frequencies, 1)
+        self.max_tokens = self.queries.r.n0
+        cdef Py_ssize_t head_dim = self.queries.r.width
+        if <Py_ssize_t>self.keys.r.n0 != self.max_tokens or self.keys.r.width != <size_t>head_dim:
+            raise ValueError(
+                f"keys: shape {view_shape(&self.keys)}, expected"
+                f" {(self.max_tokens, self.keys.r.n1, head_dim)}"
+            )
+        if 2 * self.frequencies.r.width > <size_t>head_dim:
+            raise ValueError(
+                f"inv_freq: {self.frequencies.r.width} pairs, expected at most {head_dim // 2}"
+            )
+        if self.frequencies.r.width > ROPE_MAX_PAIRS:
+            raise ValueError(
+                f"inv_freq: {self.frequencies.r.width} pairs, expected at most {ROPE_MAX_PAIRS}"
+            )
+        if (query_norm is None) != (key_norm is None):
+            raise ValueError("key_norm: expected with query_norm, or neither")
+        if query_norm is not None:
+            self.query_norm = take_vector(self.held, query_norm, "query_norm", head_dim)
+            self.key_norm = take_vector(self.held, key_norm, "key_norm", head_dim)
+        self.eps, self.traditional, self.scale = eps, traditional, scale
+
+    def __call__(self, Py_ssize_t num_tokens, int64_t position):
+        self.expect_tokens(num_tokens)
+        if position < 0:
+            raise ValueError(f"position: {position}, expected 0 or more")
+        cdef rows queries = self.queries.r
+        cdef rows keys = self.keys.r
+        cdef const float* frequencies = self.frequencies.r.data
+        cdef size_t pairs = self.frequencies.r.width
+        queries.n0 = keys.n0 = num_tokens
+        with nogil:
+            if self.query_norm != NULL:
+                vector_rms_norm(&queries, self.query_norm, self.eps, &queries)
+                vector_rms_norm(&keys, self.key_norm, self.eps, &keys)
+            vector_rope(&queries, frequencies, pairs, position, self.traditional, self.scale)
+            vector_rope(&keys, frequencies, pairs, position, self.traditional, self.scale)
+
+
+cdef class SplitInterleaved(Bound):
+    """Copy slices of the last axis of x (max_tokens, n, W) to outs[i] (max_tokens, n, w_i)."""
+
+    cdef View x
+    cdef View[8] parts
+    cdef int num_parts
+
+    def __init__(self, x, outs):
+        cdef size_t width = 0
+        self.num_parts = len(outs)
+        if not 1 <= self.num_parts <= 8:
+            raise ValueError(f"outs: {self.num_parts} arrays, expected 1 to 8")
+        take_rows(self.held, x, "x", False, &self.x, 3)
+        self.max_tokens = self.x.r.n0
+        for i in range(self.num_parts):
+            take_rows(self.held, outs[i], f"outs[{i}]", True, &self.parts[i], 3)
+            if self.parts[i].r.n0 != self.x.r.n0 or self.parts[i].r.n1 != self.x.r.n1:
+                raise ValueError(
+                    f"outs[{i}]: shape {view_shape(&self.parts[i])}, expected the first two axes"
+                    f" of x, {view_shape(&self.x)}"
+                )
+            width += self.parts[i].r.width
+        if width != self.x.r.width:
+            raise ValueError(
+                f"outs: widths add up to {width}, expected {self.x.r.width} (last axis of x)"
+            )
+
+    def __call__(self, Py_ssize_t num_tokens):
+        self.expect_tokens(num_tokens)
+        cdef rows part = self.x.r
+        cdef int i
+        part.n0 = num_tokens
+        with nogil:
+            for i in range(self.num_parts):
+                part.width = self.parts[i].r.width
+                vector_copy(&part, &self.parts[i].r)
+                part.data += self.parts[i].r.width

@@ -4,6 +4,7 @@
 
 #include "dispatch.h"
 #include "threadpool.h"
+#include "time_split.h"
 #include "vector.h"
 
 #include <math.h>
@@ -42,9 +43,11 @@ static inline void run_items(void (*run)(void* context, size_t item), void* cont
         kandiga_parallel_for(run, context, num_items);
         return;
     }
+    kandiga_time_begin();
     for (size_t item = 0; item < num_items; item++) {
         run(context, item);
     }
+    kandiga_time_end();
 }
 
 #endif

@@ -27,15 +27,24 @@ class Mixer(Protocol):
     def cache_bytes(self, max_tokens: int, kv_dtype: DTypeLike) -> int:
         """Return what it keeps of a full one."""
 
-    def forward(self, x: Array, cache: Any, position: int, out: Array) -> None:
-        """Compute x (T, H) into out (T, H), and remember x in the cache."""
+    def bind(self, x: Array, out: Array) -> None:
+        """Fix where `forward` finds x and leaves its result, both (max_rows, H)."""
+
+    def forward(self, num_tokens: int, cache: Any, position: int) -> None:
+        """Compute the first num_tokens rows of x into those of out, and remember x in the cache.
+
+        The first token is at `position`.
+        """
 
 
 class FeedForward(Protocol):
     """Works on each token alone: an MLP, or a mixture of experts."""
 
-    def forward(self, x: Array, out: Array) -> None:
-        """Compute x (T, H) into out (T, H)."""
+    def bind(self, x: Array, out: Array) -> None:
+        """Fix where `forward` finds x and leaves its result, both (max_rows, H)."""
+
+    def forward(self, num_tokens: int) -> None:
+        """Compute the first num_tokens rows of x into those of out."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +70,34 @@ class Decoder:
     ) -> None:
         self._embedding = embedding
         self._layers = tuple(layers)
-        # Each residual addition is fused with the norm that reads its sum.
-        self._next_norms = (*(layer.input_norm for layer in self._layers[1:]), norm)
         self._head = head
         self._scratch = scratch
         self.vocab_size = embedding.vocab_size
         self._hidden_size = embedding.hidden_size
         for name in ("hidden", "normed", "delta"):
             scratch.declare(name, self._hidden_size)
+        self._bind(norm)
+
+    def _bind(self, norm: RMSNorm) -> None:
+        """Give every block its arrays, the same for all layers: see `_layers_forward`."""
+        hidden, normed, delta = (
+            self._scratch.rows(name, self._scratch.max_rows, self._hidden_size)
+            for name in ("hidden", "normed", "delta")
+        )
+        for layer in self._layers:
+            layer.mixer.bind(normed, delta)
+            layer.feed_forward.bind(normed, delta)
+        # Each residual addition is fused with the norm that reads its sum.
+        next_norms = (*(layer.input_norm for layer in self._layers[1:]), norm)
+        self._steps = tuple(
+            (
+                layer.mixer.forward,
+                layer.post_norm.bind_add(hidden, delta, normed),
+                layer.feed_forward.forward,
+                next_norm.bind_add(hidden, delta, normed),
+            )
+            for layer, next_norm in zip(self._layers, next_norms, strict=True)
+        )
 
     def new_state(self, max_tokens: int, kv_dtype: DTypeLike) -> NativeState:
         """Return the state of an empty sequence."""
@@ -99,16 +128,15 @@ class Decoder:
         num_tokens = tokens.shape[0]
         hidden = self._scratch.rows("hidden", num_tokens, self._hidden_size)
         normed = self._scratch.rows("normed", num_tokens, self._hidden_size)
-        delta = self._scratch.rows("delta", num_tokens, self._hidden_size)
         label_time(TIME_DENSE)
         self._embedding.forward(tokens, hidden)
         self._layers[0].input_norm.forward(hidden, normed)
-        for layer, cache, next_norm in zip(
-            self._layers, state.caches, self._next_norms, strict=True
+        for (mix, add_and_norm, feed_forward, add_and_norm_for_next), cache in zip(
+            self._steps, state.caches, strict=True
         ):
-            layer.mixer.forward(normed, cache, state.position, delta)
-            layer.post_norm.add_forward(hidden, delta, normed)
-            layer.feed_forward.forward(normed, delta)
+            mix(num_tokens, cache, state.position)
+            add_and_norm(num_tokens)
+            feed_forward(num_tokens)
             label_time(TIME_DENSE)
-            next_norm.add_forward(hidden, delta, normed)
+            add_and_norm_for_next(num_tokens)
         return normed

@@ -10,10 +10,8 @@ from numpy.typing import DTypeLike, NDArray
 from cython_kernels import (
     TIME_ATTENTION,
     TIME_DENSE,
-    head_rms_norm,
+    Projections,
     label_time,
-    matmul,
-    matmul_many,
     sigmoid_mul,
 )
 from kandiga_run.kv.cache import KVCache
@@ -52,7 +50,8 @@ class Attention:
             shape.num_kv_heads,
             shape.head_dim,
         )
-        query_width = heads * dim * (2 if shape.gated else 1)
+        self._query_dim = dim * (2 if shape.gated else 1)
+        query_width = heads * self._query_dim
         self._shape = shape
         self._rope = rope
         self._scratch = scratch
@@ -83,45 +82,50 @@ class Attention:
             self._shape.num_kv_heads, self._shape.head_dim, max_tokens, kv_dtype
         )
 
-    def forward(self, x: Array, cache: KVCache, position: int, out: Array) -> None:
-        """Attend from x (T, H), whose first token is at `position`, into out (T, H)."""
-        shape, scratch = self._shape, self._scratch
-        num_tokens, heads, kv_heads, dim = (
-            x.shape[0],
-            shape.num_heads,
-            shape.num_kv_heads,
-            shape.head_dim,
+    def bind(self, x: Array, out: Array) -> None:
+        """Fix where `forward` finds x and leaves its result, both (max_rows, H)."""
+        shape, scratch, rows = self._shape, self._scratch, self._scratch.max_rows
+        queries, keys, values, attended = (
+            scratch.rows(f"attention/{name}", rows, width)
+            for name, width in (
+                ("queries", shape.num_heads * self._query_dim),
+                ("keys", shape.num_kv_heads * shape.head_dim),
+                ("values", shape.num_kv_heads * shape.head_dim),
+                ("attended", shape.num_heads * shape.head_dim),
+            )
         )
-        keys = scratch.rows("attention/keys", num_tokens, kv_heads, dim)
-        values = scratch.rows("attention/values", num_tokens, kv_heads, dim)
-        attended = scratch.rows("attention/attended", num_tokens, heads, dim)
-        projected = self._project(x)
-        queries = projected[:, :, :dim]
+        self._project = Projections(
+            (self._q_proj, self._k_proj, self._v_proj), x, (queries, keys, values)
+        )
+        all_queries, _, all_keys, _, _ = self._heads(rows)
+        self._norm_and_rotate = self._rope.bind(all_queries, all_keys, self._head_norms)
+        self._project_out = Projections((self._o_proj,), attended, (out,))
+
+    def forward(self, num_tokens: int, cache: KVCache, position: int) -> None:
+        """Attend from the first num_tokens rows of x, the first at `position`, into out."""
+        self._project(num_tokens)
         label_time(TIME_ATTENTION)
-        if self._head_norms is not None:
-            query_norm, key_norm, eps = self._head_norms
-            head_rms_norm(queries, query_norm, eps)
-            head_rms_norm(keys, key_norm, eps)
-        self._rope.forward(queries, position)
-        self._rope.forward(keys, position)
+        queries, gates, keys, values, attended = self._heads(num_tokens)
+        self._norm_and_rotate(num_tokens, position)
         cache.append(keys, values)
         cache.attend(queries, self._scale, attended)
-        if shape.gated:
-            sigmoid_mul(attended, projected[:, :, dim:], attended)
+        if self._shape.gated:
+            sigmoid_mul(attended, gates, attended)
         label_time(TIME_DENSE)
-        matmul(self._o_proj, scratch.rows("attention/attended", num_tokens, heads * dim), out)
+        self._project_out(num_tokens)
 
-    def _project(self, x: Array) -> Array:
-        """Fill keys and values from x (T, H); return queries, and their gates if any.
+    def _heads(self, num_tokens: int) -> tuple[Array, Array, Array, Array, Array]:
+        """Return views of the first tokens: queries, gates, keys, values and attended.
 
-        The result is (T, num_heads, head_dim), or (T, num_heads, 2 * head_dim) with the gates in
-        the second half.
+        They are (T, num_heads, head_dim), keys and values of num_kv_heads; without a gate, gates
+        have no dimensions.
         """
-        shape, scratch, num_tokens = self._shape, self._scratch, x.shape[0]
-        kv_width = shape.num_kv_heads * shape.head_dim
-        head_width = shape.head_dim * (2 if shape.gated else 1)
-        flat = scratch.rows("attention/queries", num_tokens, shape.num_heads * head_width)
-        keys = scratch.rows("attention/keys", num_tokens, kv_width)
-        values = scratch.rows("attention/values", num_tokens, kv_width)
-        matmul_many((self._q_proj, self._k_proj, self._v_proj), x, (flat, keys, values))
-        return scratch.rows("attention/queries", num_tokens, shape.num_heads, head_width)
+        shape, rows, dim = self._shape, self._scratch.rows, self._shape.head_dim
+        projected = rows("attention/queries", num_tokens, shape.num_heads, self._query_dim)
+        return (
+            projected[:, :, :dim],
+            projected[:, :, dim:],
+            rows("attention/keys", num_tokens, shape.num_kv_heads, dim),
+            rows("attention/values", num_tokens, shape.num_kv_heads, dim),
+            rows("attention/attended", num_tokens, shape.num_heads, dim),
+        )

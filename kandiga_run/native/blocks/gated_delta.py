@@ -16,15 +16,10 @@ from numpy.typing import NDArray
 from cython_kernels import (
     TIME_DENSE,
     TIME_GATED_DELTA,
-    causal_conv,
-    gated_delta,
-    gated_delta_gates,
-    l2_normalize_heads,
+    GatedDeltaHeads,
+    Projections,
+    SplitInterleaved,
     label_time,
-    matmul,
-    matmul_many,
-    rms_norm_gated,
-    split_interleaved,
 )
 from kandiga_run.errors import RunError
 from kandiga_run.kv.recurrent import RecurrentState
@@ -71,7 +66,10 @@ class GatedDeltaShape:
 
 @dataclass(frozen=True)
 class Projected:
-    """What the input projections give: qkv (T, conv_dim), z (T, Hv * Dv), b and a (T, Hv)."""
+    """Where the input projections go: qkv (T, conv_dim), z (T, Hv * Dv), b and a (T, Hv).
+
+    T is max_rows of the scratch buffers.
+    """
 
     qkv: Array
     z: Array
@@ -86,20 +84,23 @@ class Projected:
         scratch.declare("gated_delta/a", shape.num_value_heads)
 
     @staticmethod
-    def rows(shape: GatedDeltaShape, scratch: Scratch, num_tokens: int) -> Projected:
+    def of(shape: GatedDeltaShape, scratch: Scratch) -> Projected:
         return Projected(
-            scratch.rows("gated_delta/qkv", num_tokens, shape.conv_dim),
-            scratch.rows("gated_delta/z", num_tokens, shape.value_dim),
-            scratch.rows("gated_delta/b", num_tokens, shape.num_value_heads),
-            scratch.rows("gated_delta/a", num_tokens, shape.num_value_heads),
+            scratch.rows("gated_delta/qkv", scratch.max_rows, shape.conv_dim),
+            scratch.rows("gated_delta/z", scratch.max_rows, shape.value_dim),
+            scratch.rows("gated_delta/b", scratch.max_rows, shape.num_value_heads),
+            scratch.rows("gated_delta/a", scratch.max_rows, shape.num_value_heads),
         )
 
 
 class InputProjection(Protocol):
     """How a family stores the input projections."""
 
-    def forward(self, x: Array) -> Projected:
-        """Project x (T, H)."""
+    def bind(self, x: Array) -> Projected:
+        """Fix where `forward` finds x (max_rows, H); return where it leaves its results."""
+
+    def forward(self, num_tokens: int) -> None:
+        """Project the first num_tokens rows of x."""
 
 
 class SeparateProjection:
@@ -119,12 +120,16 @@ class SeparateProjection:
         self._scratch = scratch
         Projected.declare(shape, scratch)
 
-    def forward(self, x: Array) -> Projected:
-        """Project x (T, H)."""
-        projected = Projected.rows(self._shape, self._scratch, x.shape[0])
+    def bind(self, x: Array) -> Projected:
+        """Fix where `forward` finds x (max_rows, H); return where it leaves its results."""
+        projected = Projected.of(self._shape, self._scratch)
         outs = (projected.qkv, projected.z, projected.b, projected.a)
-        matmul_many(self._matrices, x, outs)
+        self._project = Projections(self._matrices, x, outs)
         return projected
+
+    def forward(self, num_tokens: int) -> None:
+        """Project the first num_tokens rows of x."""
+        self._project(num_tokens)
 
 
 class FusedProjection:
@@ -150,17 +155,16 @@ class FusedProjection:
         scratch.declare("gated_delta/qkvz", self._qkvz_width)
         scratch.declare("gated_delta/ba", self._ba_width)
 
-    def forward(self, x: Array) -> Projected:
-        """Project x (T, H)."""
-        shape, num_tokens = self._shape, x.shape[0]
-        qkvz = self._scratch.rows("gated_delta/qkvz", num_tokens, self._qkvz_width)
-        ba = self._scratch.rows("gated_delta/ba", num_tokens, self._ba_width)
-        matmul_many(self._matrices, x, (qkvz, ba))
-        projected = Projected.rows(shape, self._scratch, num_tokens)
-        key_heads = shape.num_key_heads
-        by_head = (num_tokens, key_heads, -1)
+    def bind(self, x: Array) -> Projected:
+        """Fix where `forward` finds x (max_rows, H); return where it leaves its results."""
+        shape, rows = self._shape, self._scratch.max_rows
+        qkvz = self._scratch.rows("gated_delta/qkvz", rows, self._qkvz_width)
+        ba = self._scratch.rows("gated_delta/ba", rows, self._ba_width)
+        self._project = Projections(self._matrices, x, (qkvz, ba))
+        projected = Projected.of(shape, self._scratch)
+        by_head = (rows, shape.num_key_heads, -1)
         queries, keys, values = split_qkv(shape, projected.qkv)
-        split_interleaved(
+        self._split_qkvz = SplitInterleaved(
             qkvz.reshape(by_head),
             (
                 queries,
@@ -169,10 +173,16 @@ class FusedProjection:
                 projected.z.reshape(by_head),
             ),
         )
-        split_interleaved(
+        self._split_ba = SplitInterleaved(
             ba.reshape(by_head), (projected.b.reshape(by_head), projected.a.reshape(by_head))
         )
         return projected
+
+    def forward(self, num_tokens: int) -> None:
+        """Project the first num_tokens rows of x."""
+        self._project(num_tokens)
+        self._split_qkvz(num_tokens)
+        self._split_ba(num_tokens)
 
 
 class GatedDeltaNet:
@@ -195,9 +205,6 @@ class GatedDeltaNet:
         self._dt_bias = weights.vector(f"{name}.dt_bias", shape.num_value_heads)
         self._norm_weight = weights.vector(f"{name}.norm.weight", shape.value_head_dim)
         self._out_proj = weights.linear(f"{name}.out_proj", shape.hidden_size, shape.value_dim)
-        scratch.declare("gated_delta/convolved", shape.conv_dim)
-        scratch.declare("gated_delta/decay", shape.num_value_heads)
-        scratch.declare("gated_delta/beta", shape.num_value_heads)
         scratch.declare("gated_delta/out", shape.value_dim)
 
     def new_cache(self, max_tokens: int, kv_dtype: object) -> RecurrentState:
@@ -214,26 +221,34 @@ class GatedDeltaNet:
         conv_values = (shape.conv_kernel_size - 1) * shape.conv_dim
         return 4 * (conv_values + shape.value_dim * shape.key_head_dim)
 
-    def forward(self, x: Array, cache: RecurrentState, position: int, out: Array) -> None:
-        """Advance the state over x (T, H) and write out (T, H)."""
-        shape, scratch, num_tokens = self._shape, self._scratch, x.shape[0]
-        projected = self._projection.forward(x)
+    def bind(self, x: Array, out: Array) -> None:
+        """Fix where `forward` finds x and leaves its result, both (max_rows, H)."""
+        shape = self._shape
+        projected = self._projection.bind(x)
+        mixed = self._scratch.rows("gated_delta/out", self._scratch.max_rows, shape.value_dim)
+        self._mix = GatedDeltaHeads(
+            projected.qkv,
+            projected.z,
+            projected.a,
+            projected.b,
+            mixed,
+            conv_weight=self._conv_weight,
+            a_log=self._a_log,
+            dt_bias=self._dt_bias,
+            norm_weight=self._norm_weight,
+            num_key_heads=shape.num_key_heads,
+            norm_eps=shape.norm_eps,
+            normalize_eps=_NORMALIZE_EPS,
+        )
+        self._project_out = Projections((self._out_proj,), mixed, (out,))
+
+    def forward(self, num_tokens: int, cache: RecurrentState, position: int) -> None:
+        """Advance the state over the first num_tokens rows of x; write those of out."""
+        self._projection.forward(num_tokens)
         label_time(TIME_GATED_DELTA)
-        convolved = scratch.rows("gated_delta/convolved", num_tokens, shape.conv_dim)
-        causal_conv(projected.qkv, self._conv_weight, cache.conv, convolved)
-        queries, keys, values = split_qkv(shape, convolved)
-        l2_normalize_heads(queries, _NORMALIZE_EPS, shape.key_head_dim**-0.5)
-        l2_normalize_heads(keys, _NORMALIZE_EPS, 1.0)
-        decay = scratch.rows("gated_delta/decay", num_tokens, shape.num_value_heads)
-        beta = scratch.rows("gated_delta/beta", num_tokens, shape.num_value_heads)
-        gated_delta_gates(projected.a, projected.b, self._a_log, self._dt_bias, decay, beta)
-        value_heads = (num_tokens, shape.num_value_heads, shape.value_head_dim)
-        mixed = scratch.rows("gated_delta/out", *value_heads)
-        gated_delta(queries, keys, values, decay, beta, cache.delta, mixed)
-        gate = projected.z.reshape(value_heads)
-        rms_norm_gated(mixed, gate, self._norm_weight, shape.norm_eps, mixed)
+        self._mix(num_tokens, cache.conv, cache.delta)
         label_time(TIME_DENSE)
-        matmul(self._out_proj, mixed.reshape(num_tokens, shape.value_dim), out)
+        self._project_out(num_tokens)
 
 
 def split_qkv(shape: GatedDeltaShape, qkv: Array) -> tuple[Array, Array, Array]:

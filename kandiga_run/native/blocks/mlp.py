@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from cython_kernels import matmul, matmul_many, silu_mul
+from cython_kernels import Projections, SiluMul
 from kandiga_run.native.scratch import Scratch
 from kandiga_run.native.weights import Weights
 
@@ -31,10 +31,17 @@ class MLP:
         scratch.declare("feed_forward/gate", intermediate_size)
         scratch.declare("feed_forward/up", intermediate_size)
 
-    def forward(self, x: Array, out: Array) -> None:
-        """Compute x (T, H) into out (T, H)."""
-        gate = self._scratch.rows("feed_forward/gate", x.shape[0], self._intermediate_size)
-        up = self._scratch.rows("feed_forward/up", x.shape[0], self._intermediate_size)
-        matmul_many((self._gate, self._up), x, (gate, up))
-        silu_mul(gate, up, gate)
-        matmul(self._down, gate, out)
+    def bind(self, x: Array, out: Array) -> None:
+        """Fix where `forward` finds x and leaves its result, both (max_rows, H)."""
+        rows = self._scratch.max_rows
+        gate = self._scratch.rows("feed_forward/gate", rows, self._intermediate_size)
+        up = self._scratch.rows("feed_forward/up", rows, self._intermediate_size)
+        self._project_in = Projections((self._gate, self._up), x, (gate, up))
+        self._activate = SiluMul(gate, up, gate)
+        self._project_out = Projections((self._down,), gate, (out,))
+
+    def forward(self, num_tokens: int) -> None:
+        """Compute the first num_tokens rows of x into those of out."""
+        self._project_in(num_tokens)
+        self._activate(num_tokens)
+        self._project_out(num_tokens)

@@ -14,9 +14,9 @@ from cython_kernels import (
     TIME_DENSE,
     TIME_EXPERTS,
     ExpertLayout,
+    Projections,
     expert_scratch,
     label_time,
-    matmul,
     moe_combine,
     sigmoid_scale_add,
 )
@@ -42,20 +42,25 @@ class SharedExpert:
         scratch: Scratch,
     ) -> None:
         self._mlp = MLP(weights, f"{name}.shared_expert", hidden_size, intermediate_size, scratch)
-        self._gate = weights.linear(f"{name}.shared_expert_gate", 1, hidden_size)
+        self._gate_matrix = weights.linear(f"{name}.shared_expert_gate", 1, hidden_size)
         self._hidden_size = hidden_size
         self._scratch = scratch
         scratch.declare("feed_forward/shared_expert", hidden_size)
         scratch.declare("feed_forward/shared_expert_gate", 1)
 
-    def add_forward(self, x: Array, out: Array) -> None:
-        """Add the shared expert's answer to x (T, H) to out (T, H)."""
-        num_tokens = x.shape[0]
-        answer = self._scratch.rows("feed_forward/shared_expert", num_tokens, self._hidden_size)
-        gate = self._scratch.rows("feed_forward/shared_expert_gate", num_tokens, 1)
-        self._mlp.forward(x, answer)
-        matmul(self._gate, x, gate)
-        sigmoid_scale_add(answer, gate, out)
+    def bind(self, x: Array) -> None:
+        """Fix where `forward` finds x (max_rows, H)."""
+        rows = self._scratch.max_rows
+        self._answer = self._scratch.rows("feed_forward/shared_expert", rows, self._hidden_size)
+        self._gate = self._scratch.rows("feed_forward/shared_expert_gate", rows, 1)
+        self._mlp.bind(x, self._answer)
+        self._project_gate = Projections((self._gate_matrix,), x, (self._gate,))
+
+    def add_forward(self, num_tokens: int, out: Array) -> None:
+        """Add the shared expert's answer to the first rows of x to out (T, H)."""
+        self._mlp.forward(num_tokens)
+        self._project_gate(num_tokens)
+        sigmoid_scale_add(self._answer[:num_tokens], self._gate[:num_tokens], out)
 
 
 class MoE:
@@ -82,28 +87,35 @@ class MoE:
         workspace = expert_scratch(layout, scratch.max_rows * top_k)
         scratch.declare_bytes("feed_forward/expert_workspace", workspace.nbytes)
 
-    def forward(self, x: Array, out: Array) -> None:
-        """Compute x (T, H) into out (T, H)."""
-        num_tokens, hidden_size = x.shape
+    def bind(self, x: Array, out: Array) -> None:
+        """Fix where `forward` finds x and leaves its result, both (max_rows, H)."""
+        self._x, self._out = x, out
+        self._router.bind(x)
+        if self._shared_expert is not None:
+            self._shared_expert.bind(x)
+
+    def forward(self, num_tokens: int) -> None:
+        """Compute the first num_tokens rows of x into those of out."""
+        x, out = self._x[:num_tokens], self._out[:num_tokens]
         results = self._scratch.rows(
-            "feed_forward/results", num_tokens, self._top_k, hidden_size
-        ).reshape(-1, hidden_size)
+            "feed_forward/results", num_tokens * self._top_k, self._layout.hidden_size
+        )
         workspace = self._scratch.whole("feed_forward/expert_workspace")
-        assignment, scores = self._router.forward(x)
+        assignment, scores = self._router.forward(num_tokens)
         out.fill(0.0)
         addresses = self._store.addresses(self._layer, assignment.experts)
         if addresses is not None:
-            self._add_shared_expert(x, out)
+            self._add_shared_expert(num_tokens, out)
             compute_all(self._layout, addresses, assignment, x, results, workspace)
         else:
             with self._store.fetch(self._layer, assignment.experts) as arrivals:
-                self._add_shared_expert(x, out)  # while the reads are in flight
+                self._add_shared_expert(num_tokens, out)  # while the reads are in flight
                 for batch in arrivals.batches():
                     compute_batch(self._layout, batch, assignment, x, results, workspace)
         label_time(TIME_EXPERTS)
         moe_combine(results, scores, assignment.order, out)
 
-    def _add_shared_expert(self, x: Array, out: Array) -> None:
+    def _add_shared_expert(self, num_tokens: int, out: Array) -> None:
         if self._shared_expert is not None:
             label_time(TIME_DENSE)
-            self._shared_expert.add_forward(x, out)
+            self._shared_expert.add_forward(num_tokens, out)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from cython_kernels import add_rms_norm, rms_norm
+from cython_kernels import AddRmsNorm, rms_norm
 
 Array = NDArray[np.float32]
 
@@ -21,6 +21,9 @@ class RMSNorm:
         """Normalize x (T, H) into out (T, H)."""
         rms_norm(x, self._weight, self._eps, out)
 
-    def add_forward(self, x: Array, delta: Array, out: Array) -> None:
-        """Add delta (T, H) to x (T, H) in place and normalize the sum into out (T, H)."""
-        add_rms_norm(x, delta, self._weight, self._eps, out)
+    def bind_add(self, x: Array, delta: Array, out: Array) -> AddRmsNorm:
+        """Return a call that adds delta to x in place and normalizes the sum into out.
+
+        All are (max_rows, H); the call takes the number of rows.
+        """
+        return AddRmsNorm(x, delta, self._weight, self._eps, out)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from cython_kernels import rope
+from cython_kernels import RotatedHeads
 from kandiga_run.config import Config
 from kandiga_run.errors import RunError
 
@@ -23,12 +23,25 @@ class Rope:
         self._traditional = traditional
         self._scale = scale
 
-    def forward(self, x: NDArray[np.float32], position: int) -> None:
-        """Rotate x (T, num_heads, head_dim) in place; its first token is at `position`."""
-        rope(
-            x,
+    def bind(
+        self,
+        queries: NDArray[np.float32],
+        keys: NDArray[np.float32],
+        norms: tuple[NDArray[np.float32], NDArray[np.float32], float] | None,
+    ) -> RotatedHeads:
+        """Return a call that rotates queries and keys (max_rows, num_heads, head_dim) in place.
+
+        norms: weights of an RMSNorm over each query and key head before it, and its epsilon. The
+        call takes the number of tokens and the position of the first.
+        """
+        query_norm, key_norm, eps = norms if norms is not None else (None, None, 0.0)
+        return RotatedHeads(
+            queries,
+            keys,
             self._inverse_frequencies,
-            position,
+            query_norm=query_norm,
+            key_norm=key_norm,
+            eps=eps,
             traditional=self._traditional,
             scale=self._scale,
         )

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cython_kernels import TIME_ROUTING, label_time, matmul, top_k_routing
+from cython_kernels import TIME_ROUTING, Projections, TopKRouting, label_time
 from kandiga_run.experts.assignment import Assignment
 from kandiga_run.native.scratch import Scratch
 from kandiga_run.native.weights import Weights
@@ -45,15 +45,20 @@ class Router:
         scratch.declare("feed_forward/router_scores", top_k)
         scratch.declare("feed_forward/result_order", top_k, np.int32)
 
-    def forward(self, x: Array) -> tuple[Assignment, Array]:
-        """Return what experts have to do for x (T, H), and the scores (T, K)."""
-        scratch, num_tokens = self._scratch, x.shape[0]
-        logits = scratch.rows("feed_forward/router_logits", num_tokens, self._num_experts)
-        shape = (num_tokens, self._top_k)
-        scores = scratch.rows("feed_forward/router_scores", *shape)
-        indices = scratch.rows("feed_forward/router_experts", *shape, dtype=np.int32)
-        order = scratch.rows("feed_forward/result_order", *shape, dtype=np.int32)
+    def bind(self, x: Array) -> None:
+        """Fix where `forward` finds x (max_rows, H)."""
+        scratch, shape = self._scratch, (self._scratch.max_rows, self._top_k)
+        logits = scratch.rows("feed_forward/router_logits", scratch.max_rows, self._num_experts)
+        self._indices = scratch.rows("feed_forward/router_experts", *shape, dtype=np.int32)
+        self._scores = scratch.rows("feed_forward/router_scores", *shape)
+        self._order = scratch.rows("feed_forward/result_order", *shape, dtype=np.int32)
+        self._project = Projections((self._matrix,), x, (logits,))
+        self._choose = TopKRouting(logits, self._mode, self._indices, self._scores)
+
+    def forward(self, num_tokens: int) -> tuple[Assignment, Array]:
+        """Return what experts have to do for the first num_tokens rows of x, and scores (T, K)."""
         label_time(TIME_ROUTING)
-        matmul(self._matrix, x, logits)
-        top_k_routing(logits, self._top_k, self._mode, indices, scores)
-        return Assignment(indices, order=order.reshape(-1)), scores
+        self._project(num_tokens)
+        self._choose(num_tokens)
+        order = self._order[:num_tokens].reshape(-1)
+        return Assignment(self._indices[:num_tokens], order=order), self._scores[:num_tokens]
