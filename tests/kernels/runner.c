@@ -14,7 +14,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define MAX_ENTRIES 64
+#define MAX_ENTRIES 96
 #define NAME_BYTES 32
 
 struct number {
