@@ -152,6 +152,8 @@ def interrupt_once(engine: Engine, monkeypatch: pytest.MonkeyPatch, layer: int) 
         return fetch(fetched_layer, experts)
 
     monkeypatch.setattr(engine._store, "fetch", interrupted)
+    # Experts that are in memory are not fetched.
+    monkeypatch.setattr(engine._store, "addresses", lambda layer, experts: None)
 
 
 def test_an_interrupted_call_leaves_no_trace(
