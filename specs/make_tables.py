@@ -41,6 +41,9 @@ def _tables(fields: Fields) -> dict[str, Callable[[], str]]:
         "sections": lambda: _sections_table(fields),
         "limits": lambda: _limits_table(fields),
         "errors": lambda: _errors_table(fields),
+        "against": lambda: _rows(
+            ("code", "when"), ((each["code"], each["when"]) for each in fields.raw["against"])
+        ),
         "dump": lambda: _dump(fields),
     }
     for structure in fields.structures.values():

@@ -24,6 +24,7 @@ DTYPES = {"u8": (2, 8), "u32": (6, 32), "f16": (10, 16), "bf16": (11, 16), "f32"
 PROJECTIONS = {"gate": 1, "up": 2, "gate_up": 3, "down": 4, "fc1": 5, "fc2": 6}
 ROLES = {"weight": 1, "scales": 2, "biases": 3, "bias": 4, "global_scale": 5}
 MODES = {"none": 1, "affine": 2, "mxfp4": 3, "mxfp8": 4, "nvfp4": 5}
+MAX_JSON_VALUES = 1 << 18
 CRITICAL = {b"META", b"LAYT", b"EXPT", b"DENS", b"BLKS"}
 
 Files = dict[str, bytearray]
@@ -476,11 +477,53 @@ def rows_of_zstd(raw: bytes) -> bytes:
 
 
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+ZSTD_BLOCK_BYTES = 128 << 10
 
 
 def frame(raw: bytes) -> bytes:
     """A single-segment frame: descriptor 0xA0, four bytes of content size."""
     return ZSTD_MAGIC + b"\xa0" + struct.pack("<I", len(raw)) + rows_of_zstd(raw)
+
+
+def frame_of_pairs(raw: bytes, begin: int, end: int) -> bytes:
+    """Return a frame for `raw`, of which begin..end is two bytes over and over.
+
+    All but the first pair of them are compressed blocks of no literals and one sequence: a match at
+    distance 2, of 65539 bytes or more. The three codes of the sequence are tables of one entry.
+    """
+    plain, left = raw[: begin + 2], end - begin - 2
+    blocks = [(0, len(plain), plain)]
+    while left:
+        length = -(-left // -(-left // ZSTD_BLOCK_BYTES))  # all about equal
+        bits = 1 << 18 | 1 << 16 | (length - 65539)  # end mark, distance 2 (+ 3 is 4 + 1), length
+        body = b"\x00" + b"\x01\x54" + bytes((0, 2, 52)) + struct.pack("<I", bits)[:3]
+        blocks.append((2, len(body), body))
+        left -= length
+    blocks.append((0, len(raw) - end, raw[end:]))
+    out = ZSTD_MAGIC + b"\xa0" + struct.pack("<I", len(raw))
+    for kind, size, body in blocks:
+        is_last = body is blocks[-1][2]
+        out += struct.pack("<I", size << 3 | kind << 1 | is_last)[:3] + body
+    return out
+
+
+def many_values(count: int) -> Files:
+    """Return a set whose META is a document of `count` values, most of them ones in a list.
+
+    Compressed, so that half a megabyte is a few hundred bytes.
+    """
+
+    def values(item: Any) -> int:
+        inner = item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
+        return 1 + sum(values(each) for each in inner)
+
+    num_ones = count - values(tiny(note=[]).document())
+
+    def encode(raw: bytes) -> bytes:
+        begin = raw.index(b"[1,1,") + 1
+        return frame_of_pairs(raw, begin, begin + 2 * num_ones - 2)
+
+    return make(tiny(note=[1] * num_ones), compress(b"META", encode))
 
 
 def compress(tag: bytes, encode: Callable[[bytes], bytes] = frame) -> Callable[..., list[Section]]:
@@ -628,6 +671,11 @@ def valid_cases() -> list[Case]:
             "zstd-meta",
             make(tiny(note=LONG), compress(b"META")),
             "META as one zstd frame; same roots as if it were raw",
+        ),
+        Case(
+            "zstd-json-values",
+            many_values(MAX_JSON_VALUES),
+            "META of 2^18 values, as many as may be",
         ),
         Case(
             "zstd-ancillary",
@@ -936,6 +984,7 @@ def manifest_cases() -> list[Case]:
         ("space", text + b"\n", "E_JSON_CANONICAL"),
         ("text", b"kexp", "E_JSON"),
         ("list", b"[]", "E_MANIFEST"),
+        ("null", b"null", "E_MANIFEST"),
         ("twice", text.replace(b'"version":1', b'"version":1,"version":1'), "E_JSON_DUPLICATE_KEY"),
     ):
         case = Case(f"manifest-{name}", with_files(make(tiny()), kexp_json=other), name, code)
@@ -1113,6 +1162,8 @@ def zstd_cases() -> list[Case]:
     seal(bomb, sections=False)
     note = "raw_len of a compressed section above 16 MiB"
     cases.append(Case("zstd-limit", bomb, note, "E_LIMIT"))
+    note = "META of 2^18 + 1 values"
+    cases.append(Case("zstd-json-values", many_values(MAX_JSON_VALUES + 1), note, "E_JSON_VALUE"))
     prov = Section(b"prov", LONG.encode(), frame(LONG.encode())[:-1])
     ancillary = make(tiny(), append(prov))
     note = "an ancillary section that is no frame"
@@ -1414,6 +1465,7 @@ def dense_cases() -> list[Case]:
         ("leading-space", b" " + one(good), b"abc", "E_DENSE"),
         ("text", b"{", b"", "E_JSON"),
         ("fraction", one(good.replace("[3]", "[3.0]")), b"abc", "E_JSON_VALUE"),
+        ("minus-zero", one(good.replace("[0,", "[-0,")), b"abc", "E_JSON_VALUE"),
         ("twice", b'{"a":{' + good.encode() + b'},"a":{}}', b"abc", "E_JSON_DUPLICATE_KEY"),
         ("key", one(good + ',"x":1'), b"abc", "E_DENSE"),
         ("lower-case", one(good.replace("U8", "u8")), b"abc", "E_DTYPE"),

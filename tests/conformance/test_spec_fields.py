@@ -151,6 +151,8 @@ def test_every_error_code_is_specified_and_raised() -> None:
 
 def test_every_code_of_the_text_is_in_the_table() -> None:
     assert set(re.findall(r"\bE_[A-Z0-9_]+", TEXT)) == FIELDS.errors.keys()
+    against = {each["code"] for each in FIELDS.raw["against"]}
+    assert set(re.findall(r"\bAGAINST_[A-Z0-9_]+", TEXT)) == against
 
 
 def test_unpinned_files_are_those_listed() -> None:

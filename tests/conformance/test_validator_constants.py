@@ -139,3 +139,8 @@ def test_errors() -> None:
     used = set(re.findall(r'"(E_[A-Z0-9_]+)"', Path(validator.__file__).read_text()))
     known = {error["code"] for error in FACTS["errors"] if error["cause"] in ("file", "system")}
     assert used == known
+
+
+def test_codes_of_a_comparison() -> None:
+    used = set(re.findall(r'"(AGAINST_[A-Z]+)"', Path(validator.__file__).read_text()))
+    assert used == {each["code"] for each in FACTS["against"]}

@@ -42,9 +42,14 @@ class Stats:
     problems: Counter[str] = field(default_factory=Counter)
 
 
+def valid_folders() -> list[Path]:
+    """Return the valid vectors, but the one whose document would take most of the time."""
+    return sorted(folder for folder in VALID.iterdir() if folder.name != "zstd-json-values")
+
+
 def seeds() -> list[SetModel]:
     """Return the valid vectors, in parts."""
-    return [sets.parse_set(sets.read_folder(folder)) for folder in sorted(VALID.iterdir())]
+    return [sets.parse_set(sets.read_folder(folder)) for folder in valid_folders()]
 
 
 def make_input(models: list[SetModel], seed: str, number: int) -> tuple[Files, list[str]]:
