@@ -31,10 +31,12 @@ def record_of(result: Path) -> Any:
 
 
 def forget(result: Path) -> None:
-    """Remove a result that is not complete, its record first."""
+    """Remove a result that is not complete, its record first; or what stands in its place."""
     _record_path(result).unlink(missing_ok=True)
-    if result.exists():
+    if result.is_dir() and not result.is_symlink():
         shutil.rmtree(result)
+    else:
+        result.unlink(missing_ok=True)
 
 
 def record(result: Path, inputs: Mapping[str, Any]) -> None:

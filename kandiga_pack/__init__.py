@@ -3,11 +3,11 @@
 Each verb is a file: `convert`, `verify`, `inspect`, `export`, `publish` (which writes a
 `model_card`); `repair` is a folder. `sources` presents every kind of input as an MLX checkpoint
 read in slices: safetensors folders, published layouts that mlx-lm converts and quantizes, GGUF
-files, Hub ids, and containers themselves. `stacks` finds the routed
-experts, `codings` how they are quantized, both checked against the config, whose key names in all
-families are in `families`.
+files, Hub ids, and containers themselves. `stacks` finds the routed experts, `codings` how they are
+quantized, both checked against the config, whose key names in all families are in `families`.
 `spelling` remembers how the source's files were written so that `export` can write them again.
-`cli` parses, `output` and `show` print, `errors` knows the exit code of every exception.
+`cli` runs one of `commands`, `output` and `show` print, `errors` knows the exit code of every
+exception, `interrupts` when Ctrl-C may strike.
 mlx is imported only where a checkpoint must be converted or quantized.
 """
 

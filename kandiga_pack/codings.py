@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ _FLOATS = ("f16", "bf16", "f32")
 _FIXED_MODES = {"mxfp4": (4, 32), "mxfp8": (8, 32), "nvfp4": (4, 16)}
 _AFFINE_BITS = (2, 3, 4, 5, 6, 8)
 _AFFINE_GROUP_SIZES = (32, 64, 128)
+_IN_LAYERS = re.compile(r"\blayers\.\d+\..*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,12 +185,8 @@ def _exists(coding: _Coding) -> bool:
 def _check_config_quantization(
     path: str, coding: _Coding, config: Mapping[str, Any], where: str
 ) -> None:
-    """Compare with the config's `quantization` entry: the override of `path`, else its defaults.
-
-    A path the entry does not name may still differ from the defaults: mlx-lm reads bits and group
-    size off the shapes there. Only a contradiction of something said about this very path, or of a
-    config that has no overrides at all, is an error.
-    """
+    """Compare with the config's `quantization` entry: the override of `path`, else its defaults,
+    as mlx-lm takes them."""
     quantization = config.get("quantization")
     if not isinstance(quantization, dict):
         if coding.mode != "none" and "quantization_config" not in config:
@@ -197,13 +195,11 @@ def _check_config_quantization(
                 "quantization entry"
             )
         return
-    override = quantization.get(path)
+    override = _override(quantization, path)
     if override is False:
         stated = _UNQUANTIZED
     elif isinstance(override, dict):
         stated = _stated_coding({**quantization, **override})
-    elif any(isinstance(value, (dict, bool)) for value in quantization.values()):
-        return
     else:
         stated = _stated_coding(quantization)
     if coding.mode == "none" and not isinstance(override, dict):
@@ -213,6 +209,24 @@ def _check_config_quantization(
             f"{where}: {path} is {_coding_text(coding)}, but config.json says "
             f"{_coding_text(stated)}"
         )
+
+
+def _override(quantization: Mapping[str, Any], path: str) -> object:
+    """Return what the config says about `path` itself, None if nothing.
+
+    The same module may have another prefix there: multimodal families rename theirs as they load.
+    """
+    if path in quantization:
+        return quantization[path]
+    tail = _in_layers(path)
+    others = (value for key, value in quantization.items() if tail and _in_layers(key) == tail)
+    return next(others, None)
+
+
+def _in_layers(path: str) -> str | None:
+    """Return "layers.3.mlp.up_proj" of "model.layers.3.mlp.up_proj"."""
+    match = _IN_LAYERS.search(path)
+    return match[0] if match else None
 
 
 def _stated_coding(entry: Mapping[str, Any]) -> _Coding:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import click
 
@@ -35,6 +37,16 @@ class UsageError(PackError):
 
 class AlreadyQuantizedError(PackError):
     """The checkpoint holds quantized weights, and was to be quantized."""
+
+
+@contextmanager
+def what_stays(note: str) -> Iterator[None]:
+    """Have the line of an interruption say what is left, and what to do."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        error.add_note(note)
+        raise
 
 
 class Interrupted(KeyboardInterrupt):

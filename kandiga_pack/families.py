@@ -6,6 +6,7 @@ multimodal config nests them under one of NESTED_CONFIGS.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -89,7 +90,8 @@ def num_layers(config: Config) -> int | None:
     pattern = text_config(config).get("hybrid_override_pattern")
     if pattern:  # Nemotron H counts layers by this pattern
         return len(pattern)
-    return _as_int(_first(text_config(config), NUM_LAYERS_KEYS))
+    stated = list(_named_ints(text_config(config), NUM_LAYERS_KEYS).values())
+    return stated[0] if stated else None
 
 
 def num_experts(config: Config) -> dict[str, int]:
@@ -208,10 +210,17 @@ _LAYER_RULES: tuple[tuple[str, Callable[[Config, int], bool]], ...] = (
 
 
 def _named_ints(config: Config, keys: tuple[str, ...]) -> dict[str, int]:
-    """Collect integer values of `keys`, nested config first; a list states each of its values."""
+    """Collect integer values of `keys`, nested config first; a list states each of its values.
+
+    Raises PackError for a number in quotes, or one with a fraction.
+    """
     found: dict[str, int] = {}
     for scope in (text_config(config), config):
         for key in keys:
+            if isinstance(scope.get(key), str | float):
+                raise PackError(
+                    f"config.json: {key} = {json.dumps(scope[key])[:80]}, expected an integer"
+                )
             for position, value in enumerate(_flatten(scope.get(key))):
                 found.setdefault(key if position == 0 else f"{key}[{position}]", value)
     return found
@@ -227,7 +236,3 @@ def _flatten(value: object) -> Iterator[int]:
 
 def _first(config: Config, keys: tuple[str, ...]) -> object:
     return next((config[key] for key in keys if config.get(key) is not None), None)
-
-
-def _as_int(value: object) -> int | None:
-    return value if isinstance(value, int) else None

@@ -18,7 +18,7 @@ from typing import Any
 from formats import MANIFEST_NAME, open_set
 from formats.hub import HubError, HubFiles, HubId, hub_errors, parse_hub_id, progress_bars
 from formats.manifest import UNPINNED_FILES, Manifest
-from kandiga_pack.errors import PackError, UnreadableError, UsageError
+from kandiga_pack.errors import PackError, UnreadableError, UsageError, what_stays
 from kandiga_pack.inspect import inspect
 from kandiga_pack.model_card import SourceCard, read_source_card, write_card
 from kandiga_pack.progress import NoProgress, Progress
@@ -104,7 +104,8 @@ def publish(
     upload = _Upload(hub_id, private)
     kept = upload.has_card_of(manifest.set_root)
     # huggingface_hub's own bars count the bytes inside a shard, which we could not.
-    with progress_bars(shown=not isinstance(progress, NoProgress)):
+    what_is_left = "nobody sees what is uploaded before all of it is: run the same command to go on"
+    with what_stays(what_is_left), progress_bars(shown=not isinstance(progress, NoProgress)):
         for file in files:
             upload.send(file)
         if not kept:

@@ -19,7 +19,7 @@ from formats.manifest import FileRecord, Manifest, ShardRecord
 from formats.parallel import map_threads
 from formats.sections import LAYT
 from formats.shard import Shard
-from kandiga_pack.errors import PackError, UsageError
+from kandiga_pack.errors import PackError, UsageError, what_stays
 from kandiga_pack.progress import NoProgress, Progress, piece_of_work
 from kandiga_pack.repair.anchor import corrected_files, fetch_manifest, own_manifest
 from kandiga_pack.repair.damage import (
@@ -104,7 +104,7 @@ def repair(
         folder = folder.parent
     if not folder.is_dir():
         raise UsageError(f"{path}: no such folder; repair mends a container on this machine")
-    with ExitStack() as stack:
+    with ExitStack() as stack, what_stays("what is mended stays: run the same command to go on"):
         work = _Repair(folder, source, revision, dry_run, progress or NoProgress(), stack)
         summary = work.run()
     summary.seconds = time.monotonic() - started

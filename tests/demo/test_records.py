@@ -33,6 +33,15 @@ def test_whole_and_of_the_same_inputs(result: Path) -> None:
     assert not is_complete(result, {**INPUTS, "seed": 1})
 
 
+def test_a_file_in_its_place_is_forgotten_too(result: Path) -> None:
+    shutil.rmtree(result)
+    result.write_text("not a folder")
+    assert not is_complete(result, INPUTS)
+    forget(result)
+    assert list(result.parent.iterdir()) == []
+    forget(result)
+
+
 def test_without_its_record(result: Path) -> None:
     result.with_name("result.done.json").unlink()
     assert not is_complete(result, INPUTS)

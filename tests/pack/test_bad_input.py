@@ -193,6 +193,14 @@ BAD_SOURCES: dict[Callable[[Path], None], tuple[ExitCode, str]] = {
 BAD_CONFIGS: dict[str, tuple[dict[str, object], str]] = {
     "num_experts": ({"num_experts": 9}, "holds 8 experts, but config.json says num_experts = 9"),
     "no num_experts": ({"num_experts": None}, "states no number of experts"),
+    "num_experts in quotes": (
+        {"num_experts": "8"},
+        'config.json: num_experts = "8", expected an integer',
+    ),
+    "half a layer": (
+        {"num_hidden_layers": 1.5},
+        "config.json: num_hidden_layers = 1.5, expected an integer",
+    ),
     "num_experts_per_tok": ({"num_experts_per_tok": None}, "how many experts a token uses"),
     "more layers": ({"num_hidden_layers": 3}, "no expert tensors were found for 2"),
     "fewer layers": (
@@ -223,6 +231,20 @@ BAD_CONFIGS: dict[str, tuple[dict[str, object], str]] = {
     ),
     "bits of one tensor": (
         {"quantization": {"bits": 4, "group_size": 32, f"{STACK}.up_proj": {"bits": 5}}},
+        f"{STACK}.up_proj is affine 4-bit, group 32, but config.json says affine 5-bit, group 32",
+    ),
+    "bits of the others": (
+        {"quantization": {"bits": 8, "group_size": 32, "lm_head": {"bits": 4}}},
+        "_proj is affine 4-bit, group 32, but config.json says affine 8-bit, group 32",
+    ),
+    "bits of one tensor under another prefix": (
+        {
+            "quantization": {
+                "bits": 4,
+                "group_size": 32,
+                f"language_model.{STACK}.up_proj": {"bits": 5},
+            }
+        },
         f"{STACK}.up_proj is affine 4-bit, group 32, but config.json says affine 5-bit, group 32",
     ),
     "no quantization": ({"quantization": None, "quantization_config": None}, "has no quantization"),
@@ -353,7 +375,7 @@ def test_bugs_are_one_line_too(
     def fail(*arguments: object, **options: object) -> None:
         raise LookupError("two\nlines")
 
-    monkeypatch.setattr("kandiga_pack.cli.convert", fail)
+    monkeypatch.setattr("kandiga_pack.commands.convert.convert", fail)
     assert run(["convert", str(source), str(tmp_path / "packed")]) == ExitCode.FAILED
     assert capsys.readouterr().err == (
         "kandiga-pack: internal error: LookupError: two lines "

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -94,7 +95,8 @@ def test_few_files_are_here_at_a_time(hub: HubStub, published: Path, tmp_path: P
     process = start_packing(hub, tmp_path)
     most = 0
     while process.poll() is None:
-        most = max(most, len(list(tmp_path.glob("packed.partial/downloads/*/*.safetensors"))))
+        with suppress(FileNotFoundError):  # a folder that goes while it is looked into
+            most = max(most, len(list(tmp_path.glob("packed.partial/downloads/*/*.safetensors"))))
     assert process.returncode == ExitCode.OK
     assert 1 <= most <= 3 < len(weight_files(published))
 
