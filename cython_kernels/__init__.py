@@ -3,7 +3,7 @@
 csrc/quant_*.c   matrices: affine 2-8 bits and plain f16/bf16/f32, y = x W^T
 csrc/vector_*.c  everything else: norms, rope, attention, gated delta rule, routing
 csrc/matmul.c, expert.c, attention.c, ...   above the instruction sets: splitting over threads
-csrc/dispatch.c, csrc/cpu.c    which instruction set runs; KANDIGA_ISA=scalar|avx2|avx512|neon
+csrc/dispatch.c, csrc/cpu.c    which instruction set runs; KANDIGA_ISA=scalar|avx2|avx512|amx|neon
 csrc/map_guard.c               files that are cut short while they are computed on
 csrc/threadpool.c              the one pool of threads in the process
 csrc/read_memory.c             the read loop that the memory ceiling is measured with

@@ -48,9 +48,9 @@ cdef extern from "expert.h" nogil:
         kandiga_projection down
 
     size_t kandiga_expert_scratch_floats(const kandiga_expert_layout* layout, size_t num_rows)
-    void kandiga_expert_mlp(const kandiga_expert_layout* layout, const uint64_t* addresses,
-                            size_t num_experts, const int32_t* row_offsets, const int32_t* rows,
-                            const float* x, size_t num_tokens, float* out, float* scratch)
+    int kandiga_expert_mlp(const kandiga_expert_layout* layout, const uint64_t* addresses,
+                           size_t num_experts, const int32_t* row_offsets, const int32_t* rows,
+                           const float* x, size_t num_tokens, float* out, float* scratch)
     void kandiga_moe_combine(const float* expert_out, const float* scores, const int32_t* order,
                              size_t num_tokens, size_t top_k, size_t hidden_size, float* out)
 
@@ -409,10 +409,15 @@ def expert_mlp(ExpertLayout layout not None, addresses, row_offsets, rows, x, ou
             f"scratch: {scratch_view.shape[0]} floats, expected at least {wanted}"
             f" (expert_scratch(layout, {num_rows}))"
         )
+    cdef int status
     with nogil:
-        kandiga_expert_mlp(&layout.c, <const uint64_t*>addresses_view.buf, num_experts, offsets,
-                           <const int32_t*>rows_view.buf, <const float*>x_view.buf, num_tokens,
-                           <float*>out_view.buf, <float*>scratch_view.buf)
+        status = kandiga_expert_mlp(
+            &layout.c, <const uint64_t*>addresses_view.buf, num_experts, offsets,
+            <const int32_t*>rows_view.buf, <const float*>x_view.buf, num_tokens,
+            <float*>out_view.buf, <float*>scratch_view.buf,
+        )
+    if status:
+        raise MemoryError("expert_mlp: no memory for scratch")
 
 
 def moe_combine(expert_out, scores, order, out):

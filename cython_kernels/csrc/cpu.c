@@ -6,13 +6,14 @@
 #endif
 #ifdef __linux__
 #include <sched.h>
+#include <sys/syscall.h>
 #endif
 #if defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #include <asm/hwcap.h>
 #endif
 
-static const char* const names[KANDIGA_NUM_ISAS] = {"scalar", "avx2", "avx512", "neon"};
+static const char* const names[KANDIGA_NUM_ISAS] = {"scalar", "avx2", "avx512", "amx", "neon"};
 
 const char* kandiga_isa_name(int isa) {
     return isa >= 0 && isa < KANDIGA_NUM_ISAS ? names[isa] : "unknown";
@@ -36,6 +37,28 @@ static int has_avx512(void) {
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
 
+#if defined(KANDIGA_HAVE_AMX) && defined(__linux__)
+
+/* Linux gives a process the tiles' 8 KiB of registers, for all its threads, when it asks. */
+static int request_tiles(void) {
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+}
+
+/* Processor (leaf 7: AMX-BF16, AMX-TILE), system (XCR0: tile configuration and data), process. */
+static int has_amx(void) {
+    enum { AMX_BF16 = 1 << 22, AMX_TILE = 1 << 24, AVX512_VBMI = 1 << 1, XCR0_TILES = 3 << 17 };
+    unsigned eax, ebx, ecx, edx, xcr0, xcr0_high;
+    if (!has_avx512() || !__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx))
+        return 0;
+    if ((edx & AMX_BF16) == 0 || (edx & AMX_TILE) == 0 || (ecx & AVX512_VBMI) == 0)
+        return 0;
+    __asm__("xgetbv" : "=a"(xcr0), "=d"(xcr0_high) : "c"(0));
+    return (xcr0 & XCR0_TILES) == XCR0_TILES && request_tiles();
+}
+
+#endif
+
 #elif defined(__aarch64__)
 
 static int has_neon(void) {
@@ -57,6 +80,10 @@ int kandiga_isa_available(int isa) {
         return has_avx2();
     case KANDIGA_ISA_AVX512:
         return has_avx512();
+#if defined(KANDIGA_HAVE_AMX) && defined(__linux__)
+    case KANDIGA_ISA_AMX:
+        return has_amx();
+#endif
 #elif defined(__aarch64__)
     case KANDIGA_ISA_NEON:
         return has_neon();

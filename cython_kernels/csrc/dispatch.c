@@ -4,6 +4,7 @@
 
 struct quant_ops kandiga_quant;
 struct vector_ops kandiga_vector;
+struct gemm_ops kandiga_gemm;
 static int selected = KANDIGA_ISA_SCALAR;
 
 typedef void (*any_function)(void);
@@ -26,7 +27,7 @@ void kandiga_select_isa(int isa) {
     if (isa == KANDIGA_ISA_AVX2) {
         quant = &kandiga_quant_avx2;
         vector = &kandiga_vector_avx2;
-    } else if (isa == KANDIGA_ISA_AVX512) {
+    } else if (isa == KANDIGA_ISA_AVX512 || isa == KANDIGA_ISA_AMX) {
         quant = &kandiga_quant_avx512;
         vector = &kandiga_vector_avx512;
     }
@@ -38,6 +39,11 @@ void kandiga_select_isa(int isa) {
 #endif
     merge(&kandiga_quant, quant, &kandiga_quant_scalar, sizeof kandiga_quant);
     merge(&kandiga_vector, vector, &kandiga_vector_scalar, sizeof kandiga_vector);
+    kandiga_gemm = (struct gemm_ops){0};
+#ifdef KANDIGA_HAVE_AMX
+    if (isa == KANDIGA_ISA_AMX)
+        kandiga_gemm = kandiga_gemm_amx;
+#endif
     selected = isa;
 }
 

@@ -1,6 +1,7 @@
 #ifndef KANDIGA_DISPATCH_H
 #define KANDIGA_DISPATCH_H
 
+#include "gemm_ops.h"
 #include "quant_ops.h"
 #include "vector_ops.h"
 
@@ -10,6 +11,8 @@
  */
 extern struct quant_ops kandiga_quant;
 extern struct vector_ops kandiga_vector;
+/* All NULL unless the instruction set has a matrix unit. */
+extern struct gemm_ops kandiga_gemm;
 
 /* The two steps of y = x W^T in the arithmetic of the matrix. */
 static inline void kandiga_prepare(const struct kandiga_matrix* w, const float* x,
@@ -25,7 +28,7 @@ static inline void kandiga_rows(const struct kandiga_matrix* w, const float* con
         w, prepared, num_tokens, row_begin, row_end, out, out_stride);
 }
 
-/* Fill both tables for isa, which must be available. Not to be called while a kernel runs. */
+/* Fill the tables for isa, which must be available. Not to be called while a kernel runs. */
 void kandiga_select_isa(int isa);
 
 /* The instruction set last selected. */

@@ -1,5 +1,6 @@
 #include "expert.h"
 #include "dispatch.h"
+#include "gemm.h"
 #include "threadpool.h"
 
 /*
@@ -16,7 +17,8 @@
 /* Some rows of one expert: at most KANDIGA_MAX_TOKENS, and all in one wave. */
 struct group {
     uint64_t address;
-    size_t first_row;
+    size_t first_row; /* among all rows */
+    size_t wave_row;  /* the same row's place in the wave */
     size_t num_rows;
 };
 
@@ -39,7 +41,8 @@ struct run {
 
     struct group groups[WAVE_ROWS];
     size_t num_groups;
-    size_t wave_begin, wave_end; /* rows */
+    size_t wave_rows;
+    size_t row_of[WAVE_ROWS]; /* the row that has this place in the wave */
 };
 
 static size_t min_size(size_t a, size_t b) {
@@ -89,7 +92,7 @@ size_t kandiga_expert_scratch_floats(const struct kandiga_expert_layout* layout,
 
 static void prepare_x_item(void* context, size_t item) {
     const struct run* run = context;
-    size_t token = run->by_token ? item : (size_t)run->rows[run->wave_begin + item];
+    size_t token = run->by_token ? item : (size_t)run->rows[run->row_of[item]];
     const float* x = run->x + token * run->hidden_size;
     float* prepared = run->prepared_x + item * hidden_floats(run);
     kandiga_prepare(&run->layout->gate.matrix, x, prepared);
@@ -108,7 +111,7 @@ static void gate_up_item(void* context, size_t item) {
     const float* up_x[KANDIGA_MAX_TOKENS];
     for (size_t i = 0; i < group->num_rows; i++) {
         size_t row = group->first_row + i;
-        size_t index = run->by_token ? (size_t)run->rows[row] : row - run->wave_begin;
+        size_t index = run->by_token ? (size_t)run->rows[row] : group->wave_row + i;
         gate_x[i] = run->prepared_x + index * hidden_floats(run);
         up_x[i] = gate_x[i] + (run->two_orders ? run->order_stride : 0);
     }
@@ -118,7 +121,7 @@ static void gate_up_item(void* context, size_t item) {
     w = bind(&run->layout->up, group->address);
     kandiga_rows(&w, up_x, group->num_rows, begin, end, up, GATE_UP_ROWS);
     for (size_t i = 0; i < group->num_rows; i++) {
-        size_t row = group->first_row + i - run->wave_begin;
+        size_t row = group->wave_row + i;
         kandiga_quant.swiglu(gate + i * GATE_UP_ROWS, up + i * GATE_UP_ROWS,
                              run->activated + row * activated_stride(run) + begin, end - begin);
     }
@@ -138,8 +141,7 @@ static void down_item(void* context, size_t item) {
     size_t end = min_size(begin + DOWN_ROWS, run->hidden_size);
     const float* h[KANDIGA_MAX_TOKENS];
     for (size_t i = 0; i < group->num_rows; i++)
-        h[i] =
-            run->prepared_h + (group->first_row + i - run->wave_begin) * intermediate_floats(run);
+        h[i] = run->prepared_h + (group->wave_row + i) * intermediate_floats(run);
     struct kandiga_matrix w = bind(&run->layout->down, group->address);
     kandiga_rows(&w, h, group->num_rows, begin, end,
                  run->out + group->first_row * run->hidden_size + begin, run->hidden_size);
@@ -155,42 +157,64 @@ static void parallel_prepare(kandiga_task task, struct run* run, size_t items, s
 }
 
 static void run_wave(struct run* run) {
-    size_t num_rows = run->wave_end - run->wave_begin;
     if (!run->by_token)
-        parallel_prepare(prepare_x_item, run, num_rows, run->hidden_size);
+        parallel_prepare(prepare_x_item, run, run->wave_rows, run->hidden_size);
     kandiga_parallel_for(gate_up_item, run,
                          run->num_groups * div_up(run->intermediate_size, GATE_UP_ROWS));
-    parallel_prepare(prepare_h_item, run, num_rows, run->intermediate_size);
+    parallel_prepare(prepare_h_item, run, run->wave_rows, run->intermediate_size);
     kandiga_parallel_for(down_item, run, run->num_groups * div_up(run->hidden_size, DOWN_ROWS));
+    run->num_groups = 0;
+    run->wave_rows = 0;
 }
 
-/* Put the rows of all experts into waves of whole groups, and run each wave. */
+/* The next n rows of an expert, which the wave has space for. */
+static void add_group(struct run* run, uint64_t address, size_t first_row, size_t n) {
+    run->groups[run->num_groups++] = (struct group){address, first_row, run->wave_rows, n};
+    for (size_t i = 0; i < n; i++)
+        run->row_of[run->wave_rows++] = first_row + i;
+}
+
+/* Put the rows of the experts that gemm.h does not serve into waves, and run each wave. */
 static void run_waves(struct run* run, const uint64_t* addresses, size_t num_experts,
                       const int32_t* row_offsets) {
     for (size_t j = 0; j < num_experts; j++) {
         size_t row = (size_t)row_offsets[j], end = (size_t)row_offsets[j + 1];
+        if (kandiga_gemm_serves_expert(run->layout, end - row))
+            continue;
         while (row < end) {
-            size_t space = WAVE_ROWS - (run->wave_end - run->wave_begin);
+            size_t space = WAVE_ROWS - run->wave_rows;
             size_t n = min_size(min_size(end - row, KANDIGA_MAX_TOKENS), space);
-            run->groups[run->num_groups++] = (struct group){addresses[j], row, n};
+            add_group(run, addresses[j], row, n);
             row += n;
-            run->wave_end = row;
-            if (run->wave_end - run->wave_begin == WAVE_ROWS) {
+            if (run->wave_rows == WAVE_ROWS)
                 run_wave(run);
-                run->num_groups = 0;
-                run->wave_begin = run->wave_end;
-            }
         }
     }
     if (run->num_groups > 0)
         run_wave(run);
 }
 
-void kandiga_expert_mlp(const struct kandiga_expert_layout* layout, const uint64_t* addresses,
-                        size_t num_experts, const int32_t* row_offsets, const int32_t* rows,
-                        const float* x, size_t num_tokens, float* out, float* scratch) {
+static int serves_all(const struct kandiga_expert_layout* layout, size_t num_experts,
+                      const int32_t* row_offsets) {
+    for (size_t j = 0; j < num_experts; j++) {
+        size_t num_rows = (size_t)(row_offsets[j + 1] - row_offsets[j]);
+        if (num_rows > 0 && !kandiga_gemm_serves_expert(layout, num_rows))
+            return 0;
+    }
+    return 1;
+}
+
+int kandiga_expert_mlp(const struct kandiga_expert_layout* layout, const uint64_t* addresses,
+                       size_t num_experts, const int32_t* row_offsets, const int32_t* rows,
+                       const float* x, size_t num_tokens, float* out, float* scratch) {
     if (num_experts == 0 || row_offsets[num_experts] == 0)
-        return;
+        return 0;
+    kandiga_pool_hold();
+    int status = kandiga_gemm_expert_mlp(layout, addresses, num_experts, row_offsets, rows, x, out);
+    if (status != 0 || serves_all(layout, num_experts, row_offsets)) {
+        kandiga_pool_release();
+        return status;
+    }
     size_t wave_rows = min_size((size_t)row_offsets[num_experts], WAVE_ROWS);
     struct run run;
     run.layout = layout;
@@ -207,13 +231,12 @@ void kandiga_expert_mlp(const struct kandiga_expert_layout* layout, const uint64
     run.prepared_h = run.prepared_x + num_orders(layout) * run.order_stride;
     run.activated = run.prepared_h + wave_rows * intermediate_floats(&run);
     run.num_groups = 0;
-    run.wave_begin = run.wave_end = 0;
-
-    kandiga_pool_hold();
+    run.wave_rows = 0;
     if (run.by_token)
         parallel_prepare(prepare_x_item, &run, num_tokens, run.hidden_size);
     run_waves(&run, addresses, num_experts, row_offsets);
     kandiga_pool_release();
+    return 0;
 }
 
 struct combine_job {

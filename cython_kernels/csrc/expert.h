@@ -25,11 +25,11 @@ size_t kandiga_expert_scratch_floats(const struct kandiga_expert_layout* layout,
 /*
  * Expert j, whose block starts at addresses[j], serves tokens rows[r] of x (num_tokens, hidden) for
  * row_offsets[j] <= r < row_offsets[j + 1], and writes its result for each to row r of out
- * (num_rows, hidden).
+ * (num_rows, hidden). 0, or -1 when the pool's scratch memory ran out.
  */
-void kandiga_expert_mlp(const struct kandiga_expert_layout* layout, const uint64_t* addresses,
-                        size_t num_experts, const int32_t* row_offsets, const int32_t* rows,
-                        const float* x, size_t num_tokens, float* out, float* scratch);
+int kandiga_expert_mlp(const struct kandiga_expert_layout* layout, const uint64_t* addresses,
+                       size_t num_experts, const int32_t* row_offsets, const int32_t* rows,
+                       const float* x, size_t num_tokens, float* out, float* scratch);
 
 /*
  * out[t] += sum over k of scores[t, k] * expert_out[order[t * top_k + k]], k ascending, for out

@@ -1,11 +1,9 @@
 /*
- * Matrix times many tokens on the tile unit of AMX-BF16, with AVX-512 for what is not a product.
+ * Matrix times many tokens in float32 arithmetic, on the tile unit of AMX-BF16.
  *
  * A code of up to 8 bits is exact in bfloat16, and so is a float32 activation as the sum of three
  * bfloat16 planes: high, middle and low 8 bits of its significand. A product of two bfloat16 is
- * exact in float32, in which the unit adds. So three planes are float32 arithmetic on codes, two
- * planes keep 16 bits of the activation, one plane 8. No integer is converted and no activation
- * scaled, which is what integer tiles would need after every group.
+ * exact in float32, in which the unit adds. So nothing is lost but in the additions.
  *
  * Weights are the rows of the tiles, in the order in which they lie in memory; tokens are the
  * columns. The tile of one group is stored, scaled in float32 and added to the sums, while the unit
@@ -23,16 +21,19 @@ enum {
     UNIT = 32,  /* columns of a tile: 16 pairs of bfloat16 */
     TILE = 16,  /* rows of a tile, and its 32-bit columns: tokens */
     BLOCK = 32, /* rows of W computed together: two tiles share each tile of x */
-    MAX_UNITS = 4,
-    PLAIN_GROUP = 128,    /* columns summed in a tile where there are no scales */
-    CHUNK_COLUMNS = 4096, /* columns whose scales are at hand as float32 */
+    /* Columns unpacked at a time: a cache line of 4-bit codes, and the longest group. */
+    SLAB = 128,
+    SLAB_UNITS = SLAB / UNIT,
+    PLANES = 3,
+    TILE_BYTES = 1024,
+    UNIT_BYTES = PLANES * TILE_BYTES, /* of a panel */
+    CHUNK_COLUMNS = 2048,             /* columns whose scales are at hand as float32 */
     CHUNK_GROUPS = CHUNK_COLUMNS / UNIT,
 };
 
-typedef uint16_t weight_tiles[MAX_UNITS][BLOCK][UNIT]; /* the columns of a group as bfloat16 */
-typedef float block_sums[BLOCK][TILE];                 /* one panel's */
+typedef uint16_t weight_tiles[SLAB_UNITS][BLOCK][UNIT]; /* the columns of a slab as bfloat16 */
+typedef float block_sums[BLOCK][TILE];                  /* one panel's */
 typedef float tile_sums[2][TILE][TILE];
-typedef const uint8_t* block_codes[BLOCK];
 
 /*
  * Order of columns in a unit: position 8 q + i of quantized weights is column 4 i + q, the order in
@@ -46,33 +47,25 @@ static inline size_t min_size(size_t a, size_t b) {
     return a < b ? a : b;
 }
 
-static inline int num_planes(const struct kandiga_matrix* w) {
-    return w->arithmetic == KANDIGA_INT8 ? 1 : w->arithmetic == KANDIGA_INT16 ? 2 : 3;
-}
-
+/* Units of a panel, padded with zeros to whole slabs. */
 static inline size_t num_units(const struct kandiga_matrix* w) {
-    return (w->in_features + UNIT - 1) / UNIT;
-}
-
-/* Bytes of one unit of a panel: its planes, each a tile. */
-static inline size_t unit_bytes(const struct kandiga_matrix* w) {
-    return (size_t)num_planes(w) * TILE * TILE * 4;
+    return kandiga_round_up(w->in_features, SLAB) / UNIT;
 }
 
 static inline size_t group_columns(const struct kandiga_matrix* w) {
-    return w->bits ? (size_t)w->group_size : PLAIN_GROUP;
+    return w->bits ? (size_t)w->group_size : SLAB;
 }
 
 /* Where a panel holds its sums over groups of group_size columns: (groups, TILE) floats. */
 static inline size_t sums_offset(const struct kandiga_matrix* w, size_t group_size) {
-    size_t offset = num_units(w) * unit_bytes(w);
+    size_t offset = num_units(w) * UNIT_BYTES;
     for (size_t size = UNIT; size < group_size; size *= 2)
-        offset += w->in_features / size * TILE * sizeof(float);
+        offset += num_units(w) * UNIT / size * TILE * sizeof(float);
     return offset;
 }
 
 static int serves(const struct kandiga_matrix* w) {
-    return w->bits > 0 || w->dtype == KANDIGA_BF16;
+    return w->arithmetic == KANDIGA_EXACT && (w->bits > 0 || w->dtype == KANDIGA_BF16);
 }
 
 static size_t panel_bytes(const struct kandiga_matrix* w) {
@@ -119,34 +112,16 @@ INLINE __m512i bits_of(vf x) {
 
 /* The upper 16 bits, as a float: x cut off to bfloat16. */
 INLINE vf upper(vf x) {
-    return _mm512_castsi512_ps(
-        _mm512_and_si512(bits_of(x), _mm512_set1_epi32((int)0xffff0000u)));
+    return _mm512_castsi512_ps(_mm512_and_si512(bits_of(x), _mm512_set1_epi32((int)0xffff0000u)));
 }
 
-/* x rounded to bfloat16, halves away from zero; NaN stays NaN. */
-INLINE vf rounded(vf x) {
-    const __m512i sum = _mm512_add_epi32(bits_of(x), _mm512_set1_epi32(0x8000));
-    const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
-    return upper(_mm512_mask_mov_ps(_mm512_castsi512_ps(sum), nan, x));
-}
-
-/*
- * The planes of x, high plane first; returns their sum. Three planes are x itself: cutting off
- * leaves a rest with the sign of x and its lower bits.
+/* x as the sum of three bfloat16: cutting off leaves a rest with the sign of x and its lower bits.
  */
-INLINE vf split(int planes, vf x, vf plane[3]) {
-    if (planes == 1)
-        return plane[0] = rounded(x);
-    if (planes == 2) {
-        plane[0] = rounded(x);
-        plane[1] = rounded(_mm512_sub_ps(x, plane[0]));
-        return _mm512_add_ps(plane[0], plane[1]);
-    }
+INLINE void split(vf x, vf plane[PLANES]) {
     plane[0] = upper(x);
     const vf rest = _mm512_sub_ps(x, plane[0]);
     plane[1] = upper(rest);
     plane[2] = _mm512_sub_ps(rest, plane[1]);
-    return x;
 }
 
 /* Columns `begin` on of every token of the panel, transposed: out[i] is column i. */
@@ -159,8 +134,8 @@ INLINE void load_columns(const float* const* x, size_t num_tokens, size_t begin,
 }
 
 /* One unit of columns; returns each token's sum over it. */
-INLINE vf prepare_unit(int quantized, int planes, const float* const* x, size_t num_tokens,
-                       size_t begin, size_t columns, char* out) {
+INLINE vf prepare_unit(int quantized, const float* const* x, size_t num_tokens, size_t begin,
+                       size_t columns, char* out) {
     _Alignas(64) float column[UNIT][TILE];
     for (size_t half = 0; half < 2; half++) {
         vf loaded[16];
@@ -171,13 +146,14 @@ INLINE vf prepare_unit(int quantized, int planes, const float* const* x, size_t 
     }
     vf sum = vf_zero();
     for (int pair = 0; pair < 16; pair++) {
-        vf even[3], odd[3];
+        vf even[PLANES], odd[PLANES];
         const vf x_even = _mm512_load_ps(column[column_at(quantized, 2 * pair)]);
         const vf x_odd = _mm512_load_ps(column[column_at(quantized, 2 * pair + 1)]);
-        const vf sum_even = split(planes, x_even, even), sum_odd = split(planes, x_odd, odd);
-        sum = _mm512_add_ps(sum, _mm512_add_ps(sum_even, sum_odd));
+        split(x_even, even);
+        split(x_odd, odd);
+        sum = _mm512_add_ps(sum, _mm512_add_ps(x_even, x_odd));
 #pragma GCC unroll 3
-        for (int p = 0; p < planes; p++) {
+        for (int p = 0; p < PLANES; p++) {
             const __m512i low = _mm512_srli_epi32(bits_of(even[p]), 16);
             _mm512_store_si512(out + (p * TILE + pair) * 64,
                                _mm512_mask_blend_epi16(0xaaaaaaaa, low, bits_of(odd[p])));
@@ -186,14 +162,13 @@ INLINE vf prepare_unit(int quantized, int planes, const float* const* x, size_t 
     return sum;
 }
 
-INLINE void prepare_units(int quantized, int planes, const struct kandiga_matrix* w,
-                          const float* const* x, size_t num_tokens, char* panel) {
+INLINE void prepare_units(int quantized, const struct kandiga_matrix* w, const float* const* x,
+                          size_t num_tokens, char* panel) {
     float* sums = (float*)(panel + sums_offset(w, UNIT));
     for (size_t unit = 0; unit < num_units(w); unit++) {
-        size_t begin = unit * UNIT;
-        vf sum = prepare_unit(quantized, planes, x, num_tokens, begin,
-                              min_size(w->in_features - begin, UNIT),
-                              panel + unit * unit_bytes(w));
+        size_t begin = min_size(unit * UNIT, w->in_features);
+        vf sum = prepare_unit(quantized, x, num_tokens, begin, w->in_features - begin,
+                              panel + unit * UNIT_BYTES);
         if (quantized)
             _mm512_store_ps(sums + unit * TILE, sum);
     }
@@ -202,23 +177,14 @@ INLINE void prepare_units(int quantized, int planes, const struct kandiga_matrix
 static void prepare(const struct kandiga_matrix* w, const float* const* x, size_t num_tokens,
                     void* panel) {
     if (w->bits == 0) {
-        prepare_units(0, 3, w, x, num_tokens, panel);
+        prepare_units(0, w, x, num_tokens, panel);
         return;
     }
-    switch (num_planes(w)) {
-    case 1:
-        prepare_units(1, 1, w, x, num_tokens, panel);
-        break;
-    case 2:
-        prepare_units(1, 2, w, x, num_tokens, panel);
-        break;
-    default:
-        prepare_units(1, 3, w, x, num_tokens, panel);
-    }
+    prepare_units(1, w, x, num_tokens, panel);
     for (size_t size = 2 * UNIT; size <= 128; size *= 2) {
         const float* halves = (const float*)((char*)panel + sums_offset(w, size / 2));
         float* sums = (float*)((char*)panel + sums_offset(w, size));
-        for (size_t g = 0; g < w->in_features / size; g++)
+        for (size_t g = 0; g < num_units(w) * UNIT / size; g++)
             _mm512_store_ps(sums + g * TILE,
                             _mm512_add_ps(_mm512_load_ps(halves + 2 * g * TILE),
                                           _mm512_load_ps(halves + (2 * g + 1) * TILE)));
@@ -227,7 +193,7 @@ static void prepare(const struct kandiga_matrix* w, const float* const* x, size_
 
 #include "gemm_amx_unpack.inc"
 
-/* Scales or zeros of the block's rows, groups group to group + count, as float32. */
+/* Scales or zeros of the block's rows, groups group to group + count, as float32; then zeros. */
 typedef float block_scales[BLOCK][CHUNK_GROUPS];
 
 static void load_scales(const struct kandiga_matrix* w, const void* numbers, const size_t* rows,
@@ -243,11 +209,11 @@ static void load_scales(const struct kandiga_matrix* w, const void* numbers, con
             else if (w->dtype == KANDIGA_F16)
                 values = vf_load_half_part((const uint16_t*)numbers + index + g, n);
             else
-                values = _mm512_castsi512_ps(_mm512_slli_epi32(
-                    _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(
-                        vf_mask(n), (const uint16_t*)numbers + index + g)),
-                    16));
-            vf_store_part(out[r] + g, values, n);
+                values = _mm512_castsi512_ps(
+                    _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(
+                                          vf_mask(n), (const uint16_t*)numbers + index + g)),
+                                      16));
+            vf_store_part(out[r] + g, values, min_size(CHUNK_GROUPS - g, 16));
         }
     }
 }
@@ -287,38 +253,37 @@ static void configure_tiles(void) {
     __asm__ volatile("ldtilecfg %0" ::"m"(config));
 }
 
-static const float zero_row[TILE];
+static const _Alignas(64) float zero_tile[TILE][TILE];
 
 /*
- * The products of one group, into tiles LOW and HIGH for the block's two halves. They start from a
- * load of zeros: after TILEZERO each product took twice as long (79 cycles for what takes 35).
+ * One unit and plane: the products of the block's two halves with 16 tokens are added to tiles LOW
+ * and HIGH. Those start from a load of zeros: after TILEZERO each product took twice as long (79
+ * cycles for what takes 35).
  */
-#define MULTIPLY_GROUP(LOW, HIGH)                                                                  \
+#define MULTIPLY_UNIT(LOW, HIGH)                                                                   \
     do {                                                                                           \
-        _tile_loadd(LOW, zero_row, 0);                                                             \
-        _tile_loadd(HIGH, zero_row, 0);                                                            \
-        for (int u = 0; u < units; u++) {                                                          \
-            _tile_loadd(4, weights[u][0], 64);                                                     \
-            _tile_loadd(5, weights[u][TILE], 64);                                                  \
-            const char* x_u = x + u * planes * 1024;                                               \
-            for (int p = 0; p < planes; p++) {                                                     \
-                _tile_loadd(6, x_u + p * 1024, 64);                                                \
-                _tile_dpbf16ps(LOW, 4, 6);                                                         \
-                _tile_dpbf16ps(HIGH, 5, 6);                                                        \
-            }                                                                                      \
+        if (first) {                                                                               \
+            _tile_loadd(LOW, zero_tile, 64);                                                       \
+            _tile_loadd(HIGH, zero_tile, 64);                                                      \
         }                                                                                          \
+        if (plane == 0) {                                                                          \
+            _tile_loadd(4, weights[0], 64);                                                        \
+            _tile_loadd(5, weights[TILE], 64);                                                     \
+        }                                                                                          \
+        _tile_loadd(6, x, 64);                                                                     \
+        _tile_dpbf16ps(LOW, 4, 6);                                                                 \
+        _tile_dpbf16ps(HIGH, 5, 6);                                                                \
     } while (0)
 
-/* Products of an even and of an odd group use different tiles, so that one can be stored while the
- * other is worked on. */
-INLINE void multiply_group(int odd, int units, int planes, weight_tiles weights, const char* x) {
+/* Even and odd groups add up in different tiles, so that one is stored while the other is used. */
+INLINE void multiply_unit(int odd, int first, int plane, uint16_t (*weights)[UNIT], const char* x) {
     if (odd)
-        MULTIPLY_GROUP(2, 3);
+        MULTIPLY_UNIT(2, 3);
     else
-        MULTIPLY_GROUP(0, 1);
+        MULTIPLY_UNIT(0, 1);
 }
 
-INLINE void store_group(int odd, tile_sums out) {
+INLINE void store_products(int odd, tile_sums out) {
     if (odd) {
         _tile_stored(2, out[0], 64);
         _tile_stored(3, out[1], 64);
@@ -328,125 +293,155 @@ INLINE void store_group(int odd, tile_sums out) {
     }
 }
 
-/* sums += scales of group g, one a row, times the group's products. */
-INLINE void add_scaled_group(const tile_sums products, const block_scales scales, size_t g,
-                             block_sums sums) {
-#pragma GCC unroll 8
-    for (int r = 0; r < BLOCK; r++) {
+/* A group's products that are still in tiles or just stored, and where they belong. */
+struct pending {
+    const float* scales; /* of the block's first row */
+    float (*sums)[TILE];
+};
+
+/* sums += scale * products for some rows. */
+INLINE void add_scaled(const tile_sums products, struct pending to, int begin, int end) {
+#pragma GCC unroll 32
+    for (int r = begin; r < end; r++) {
         const vf product = _mm512_load_ps(products[r / TILE][r % TILE]);
-        _mm512_store_ps(sums[r], _mm512_fmadd_ps(_mm512_set1_ps(scales[r][g]), product,
-                                                 _mm512_load_ps(sums[r])));
+        const vf scale = _mm512_set1_ps(to.scales[r * CHUNK_GROUPS]);
+        _mm512_store_ps(to.sums[r], _mm512_fmadd_ps(scale, product, _mm512_load_ps(to.sums[r])));
     }
 }
 
 /* What a block's products of one chunk of columns need. */
 struct chunk {
-    unpack_function unpack;
-    block_codes codes; /* each row's, at the chunk's first column */
-    size_t group_code_bytes;
-    size_t num_groups;
-    size_t group_size, last_columns; /* columns of a group, and of the last one */
-    const char* x;                   /* panel 0 at the chunk's first column */
-    size_t panel_bytes, group_bytes;
+    struct unpacking from; /* codes at the chunk's first column */
+    size_t slab_code_bytes;
+    size_t num_slabs;
+    size_t last_columns; /* columns of the last slab */
+    const char* x;       /* panel 0 at the chunk's first column */
+    size_t panel_bytes;
     size_t num_panels;
+    const float* scales; /* (BLOCK, CHUNK_GROUPS) */
+    block_sums* sums;
 };
 
-INLINE void multiply_chunk(int units, int planes, const struct chunk* chunk,
-                           const block_scales scales, block_sums* sums) {
-    _Alignas(64) static _Thread_local weight_tiles weights[2];
+/*
+ * The order of instructions is what keeps the tile unit busy: a tile stored is read only a group
+ * later, codes are unpacked a slab ahead, and both are spread between the products in small shares,
+ * for the processor looks some 500 instructions ahead and no further.
+ */
+INLINE void multiply_chunk(int groups, const struct chunk* chunk) {
+    enum { ROWS = BLOCK };
+    _Alignas(64) weight_tiles weights[2];
     _Alignas(64) tile_sums products[2];
-    const size_t last = chunk->num_groups - 1;
-    size_t done_group = 0, done_panel = 0;
-    int odd = 0, started = 0;
-    chunk->unpack(chunk->codes, 0, last == 0 ? chunk->last_columns : chunk->group_size, weights[0]);
-    for (size_t g = 0; g <= last; g++) {
+    struct pending pending[2];
+    const int units = SLAB_UNITS / groups; /* of a group */
+    const int slab_steps = SLAB_UNITS * PLANES, group_steps = units * PLANES;
+    size_t done = 0; /* groups times panels */
+    if (chunk->last_columns < SLAB)
+        memset(weights, 0, sizeof weights);
+    chunk->from.unpack(&chunk->from, 0, chunk->num_slabs == 1 ? chunk->last_columns : SLAB, 0, ROWS,
+                       weights[0]);
+    for (size_t slab = 0; slab < chunk->num_slabs; slab++) {
+        const size_t ahead = slab + 1;
+        const size_t ahead_columns = ahead + 1 < chunk->num_slabs ? SLAB : chunk->last_columns;
         for (size_t p = 0; p < chunk->num_panels; p++) {
-            const char* x = chunk->x + p * chunk->panel_bytes + g * chunk->group_bytes;
-            multiply_group(odd, units, planes, weights[g % 2], x);
-            /* While the unit works: the next group's codes, the last product's scaling. */
-            if (p == 0 && g < last)
-                chunk->unpack(chunk->codes, (g + 1) * chunk->group_code_bytes,
-                              g + 1 == last ? chunk->last_columns : chunk->group_size,
-                              weights[(g + 1) % 2]);
-            if (started) {
-                store_group(!odd, products[!odd]);
-                add_scaled_group(products[!odd], scales, done_group, sums[done_panel]);
+            const char* x = chunk->x + p * chunk->panel_bytes + slab * SLAB_UNITS * UNIT_BYTES;
+            const int unpacks = p == 0 && ahead < chunk->num_slabs;
+#pragma GCC unroll 12
+            for (int step = 0; step < slab_steps; step++) {
+                const int in_group = step % group_steps;
+                const int odd = groups == 1 ? (int)(done & 1) : step / group_steps % 2;
+                multiply_unit(odd, in_group == 0, step % PLANES, weights[slab % 2][step / PLANES],
+                              x + step * TILE_BYTES);
+                if (unpacks)
+                    chunk->from.unpack(&chunk->from, ahead * chunk->slab_code_bytes, ahead_columns,
+                                       (size_t)(step * ROWS / slab_steps),
+                                       (size_t)((step + 1) * ROWS / slab_steps),
+                                       weights[ahead % 2]);
+                if (done >= 2)
+                    add_scaled(products[odd], pending[odd], in_group * ROWS / group_steps,
+                               (in_group + 1) * ROWS / group_steps);
+                if (in_group == group_steps - 1) {
+                    if (done >= 1)
+                        store_products(!odd, products[!odd]);
+                    pending[odd].scales =
+                        chunk->scales + slab * (size_t)groups + (size_t)(step / group_steps);
+                    pending[odd].sums = chunk->sums[p];
+                    done++;
+                }
             }
-            started = 1;
-            done_group = g;
-            done_panel = p;
-            odd = !odd;
         }
     }
-    store_group(!odd, products[!odd]);
-    add_scaled_group(products[!odd], scales, done_group, sums[done_panel]);
+    const int last = (done - 1) & 1;
+    if (done >= 2)
+        add_scaled(products[!last], pending[!last], 0, ROWS);
+    store_products(last, products[last]);
+    add_scaled(products[last], pending[last], 0, ROWS);
 }
 
-#define MULTIPLY(units, planes)                                                                    \
-    NOINLINE void multiply_##units##_##planes(const struct chunk* chunk,                           \
-                                              const block_scales scales, block_sums* sums) {       \
-        multiply_chunk(units, planes, chunk, scales, sums);                                        \
+#define MULTIPLY(groups)                                                                           \
+    NOINLINE void multiply_##groups(const struct chunk* chunk) {                                   \
+        multiply_chunk(groups, chunk);                                                             \
     }
-MULTIPLY(1, 1)
-MULTIPLY(1, 2)
-MULTIPLY(1, 3)
-MULTIPLY(2, 1)
-MULTIPLY(2, 2)
-MULTIPLY(2, 3)
-MULTIPLY(4, 1)
-MULTIPLY(4, 2)
-MULTIPLY(4, 3)
+MULTIPLY(1)
+MULTIPLY(2)
+MULTIPLY(4)
 
-typedef void (*multiply_function)(const struct chunk*, const block_scales, block_sums*);
+typedef void (*multiply_function)(const struct chunk*);
 
+/* By groups in a slab. */
 static multiply_function choose_multiply(const struct kandiga_matrix* w) {
-    static const multiply_function functions[3][3] = {
-        {multiply_1_1, multiply_1_2, multiply_1_3},
-        {multiply_2_1, multiply_2_2, multiply_2_3},
-        {multiply_4_1, multiply_4_2, multiply_4_3}};
-    return functions[group_columns(w) / 64][num_planes(w) - 1];
+    static const multiply_function functions[] = {
+        [1] = multiply_1, [2] = multiply_2, [4] = multiply_4};
+    return functions[SLAB / group_columns(w)];
+}
+
+/* Zeros times group sums, and the scales, of count groups from `group` on. */
+static void start_chunk(const struct kandiga_matrix* w, const char* panels, size_t num_panels,
+                        const size_t* rows, size_t group, size_t count, block_scales scales,
+                        block_sums* sums) {
+    _Alignas(64) block_scales zeros;
+    if (w->bits == 0) {
+        for (size_t r = 0; r < BLOCK; r++)
+            for (size_t g = 0; g < count; g++)
+                scales[r][g] = 1.0f;
+        return;
+    }
+    load_scales(w, w->scales, rows, group, count, scales);
+    load_scales(w, w->zeros, rows, group, count, zeros);
+    const char* group_sums =
+        panels + sums_offset(w, (size_t)w->group_size) + group * TILE * sizeof(float);
+    for (size_t p = 0; p < num_panels; p++)
+        add_zeros(zeros, (const float*)(group_sums + p * panel_bytes(w)), count, sums[p]);
 }
 
 /* A block's sums over all columns, for num_panels panels. */
 static void multiply_block(const struct kandiga_matrix* w, const char* panels, size_t num_panels,
                            const size_t* rows, block_sums* sums) {
-    _Alignas(64) static _Thread_local block_scales scales, zeros;
+    _Alignas(64) block_scales scales;
     const multiply_function multiply = choose_multiply(w);
-    const size_t row_bytes =
-        w->bits ? w->in_features * (size_t)w->bits / 8 : w->in_features * sizeof(uint16_t);
     const size_t column_bits = w->bits ? (size_t)w->bits : 16;
-    const size_t bytes = panel_bytes(w);
+    const size_t row_bytes = w->in_features * column_bits / 8;
     struct chunk chunk = {
-        .unpack = choose_unpack(w),
-        .group_size = group_columns(w),
-        .group_code_bytes = group_columns(w) * column_bits / 8,
-        .panel_bytes = bytes,
-        .group_bytes = group_columns(w) / UNIT * unit_bytes(w),
+        .slab_code_bytes = SLAB * column_bits / 8,
+        .from.next_block = BLOCK * row_bytes,
+        .panel_bytes = panel_bytes(w),
         .num_panels = num_panels,
+        .scales = scales[0],
+        .sums = sums,
     };
+    prepare_unpacking(w, &chunk.from);
     memset(sums, 0, num_panels * sizeof *sums);
     for (size_t begin = 0; begin < w->in_features; begin += CHUNK_COLUMNS) {
         size_t columns = min_size(w->in_features - begin, CHUNK_COLUMNS);
-        chunk.num_groups = (columns + chunk.group_size - 1) / chunk.group_size;
-        chunk.last_columns = columns - (chunk.num_groups - 1) * chunk.group_size;
-        chunk.x = panels + begin / UNIT * unit_bytes(w);
+        chunk.num_slabs = (columns + SLAB - 1) / SLAB;
+        chunk.last_columns = columns - (chunk.num_slabs - 1) * SLAB;
+        chunk.x = panels + begin / UNIT * UNIT_BYTES;
         for (size_t r = 0; r < BLOCK; r++)
-            chunk.codes[r] =
+            chunk.from.codes[r] =
                 (const uint8_t*)w->weight + rows[r] * row_bytes + begin * column_bits / 8;
-        if (w->bits) {
-            size_t first_group = begin / chunk.group_size;
-            load_scales(w, w->scales, rows, first_group, chunk.num_groups, scales);
-            load_scales(w, w->zeros, rows, first_group, chunk.num_groups, zeros);
-            const char* group_sums =
-                panels + sums_offset(w, chunk.group_size) + first_group * TILE * sizeof(float);
-            for (size_t p = 0; p < num_panels; p++)
-                add_zeros(zeros, (const float*)(group_sums + p * bytes), chunk.num_groups, sums[p]);
-        } else {
-            for (size_t r = 0; r < BLOCK; r++)
-                for (size_t g = 0; g < chunk.num_groups; g++)
-                    scales[r][g] = 1.0f;
-        }
-        multiply(&chunk, scales, sums);
+        size_t group_size = group_columns(w);
+        start_chunk(w, panels, num_panels, rows, begin / group_size,
+                    (columns + group_size - 1) / group_size, scales, sums);
+        multiply(&chunk);
     }
 }
 

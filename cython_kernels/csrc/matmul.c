@@ -1,5 +1,6 @@
 #include "matmul.h"
 #include "dispatch.h"
+#include "gemm.h"
 #include "threadpool.h"
 
 /* Below this many multiplications a second thread costs more than it brings (a job is about 2 us).
@@ -95,10 +96,8 @@ static void run_block(struct job* job) {
     kandiga_parallel_for(rows_item, job, job->first_item[job->num_matrices]);
 }
 
-int kandiga_matmul_many(const struct kandiga_matrix* const* matrices, float* const* outs,
-                        size_t num_matrices, const float* x, size_t num_tokens) {
-    if (num_matrices == 0 || num_tokens == 0)
-        return 0;
+static int matmul_many(const struct kandiga_matrix* const* matrices, float* const* outs,
+                       size_t num_matrices, const float* x, size_t num_tokens) {
     struct job job = {.matrices = matrices,
                       .outs = outs,
                       .num_matrices = num_matrices,
@@ -116,6 +115,27 @@ int kandiga_matmul_many(const struct kandiga_matrix* const* matrices, float* con
         run_block(&job);
     }
     kandiga_pool_release();
+    return status;
+}
+
+int kandiga_matmul_many(const struct kandiga_matrix* const* matrices, float* const* outs,
+                        size_t num_matrices, const float* x, size_t num_tokens) {
+    const struct kandiga_matrix* parted[KANDIGA_MAX_MATRICES];
+    float* parted_outs[KANDIGA_MAX_MATRICES];
+    size_t num_gemm = 0, rest = num_matrices;
+    if (num_matrices == 0 || num_tokens == 0)
+        return 0;
+    for (size_t m = 0; m < num_matrices; m++) {
+        size_t place = kandiga_gemm_serves(matrices[m], num_tokens) ? num_gemm++ : --rest;
+        parted[place] = matrices[m];
+        parted_outs[place] = outs[m];
+    }
+    int status = 0;
+    if (num_gemm > 0)
+        status = kandiga_gemm_matmul_many(parted, parted_outs, num_gemm, x, num_tokens);
+    if (num_gemm < num_matrices && status == 0)
+        status = matmul_many(parted + num_gemm, parted_outs + num_gemm, num_matrices - num_gemm, x,
+                             num_tokens);
     return status;
 }
 

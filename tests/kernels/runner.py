@@ -23,6 +23,11 @@ ISA_FLAGS = {
         *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"),
         *("-mavx2", "-mfma", "-mf16c"),
     ],
+    "amx": [
+        *("-mamx-tile", "-mamx-bf16", "-mavx512vbmi"),
+        *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"),
+        *("-mavx2", "-mfma", "-mf16c"),
+    ],
     "neon": [],
 }
 WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Werror"]
@@ -51,7 +56,7 @@ class Runner:
 def host_isas() -> tuple[str, ...]:
     """Return what can be compiled for this machine; it need not be able to run it."""
     x86 = platform.machine() == "x86_64"
-    return ("scalar", "avx2", "avx512") if x86 else ("scalar", "neon")
+    return ("scalar", "avx2", "avx512", "amx") if x86 else ("scalar", "neon")
 
 
 def build(folder: Path, compiler: str, isas: Sequence[str], flags: Sequence[str]) -> Path:
@@ -67,7 +72,8 @@ def build(folder: Path, compiler: str, isas: Sequence[str], flags: Sequence[str]
             continue
         objects.append(folder / f"{source.stem}.o")
         includes = [f"-I{CSRC}", f"-I{HERE}"]
-        options = ["-std=gnu11", "-O2", *WARNINGS, *flags, *ISA_FLAGS[isa], *includes]
+        defines = ["-DKANDIGA_HAVE_AMX"] if "amx" in isas else []
+        options = ["-std=gnu11", "-O2", *WARNINGS, *flags, *ISA_FLAGS[isa], *defines, *includes]
         commands.append([compiler, *options, "-c", source, "-o", objects[-1]])
     with ThreadPoolExecutor(max_workers=cython_kernels.cpu_count()) as pool:
         list(pool.map(lambda command: subprocess.run(command, check=True), commands))
