@@ -2,6 +2,9 @@
 #include "threadpool.h"
 #include <stdatomic.h>
 
+/* Lines pass between functions of this file alone, so how they are passed is nobody's interface. */
+#pragma GCC diagnostic ignored "-Wpsabi"
+
 /* A cache line; compilers split it into the loads they have, which memory is too slow to notice. */
 typedef uint64_t line __attribute__((vector_size(64)));
 
