@@ -2,6 +2,7 @@
 
 csrc/quant_*.c   matrices: affine 2-8 bits and plain f16/bf16/f32, y = x W^T
 csrc/vector_*.c  everything else: norms, rope, attention, gated delta rule, routing
+csrc/turboquant_*.c   the compressed KV cache: coding, attention on the codes
 csrc/matmul.c, expert.c, attention.c, ...   above the instruction sets: splitting over threads
 csrc/dispatch.c, csrc/cpu.c    which instruction set runs; KANDIGA_ISA=scalar|avx2|avx512|amx|neon
 csrc/map_guard.c               files that are cut short while they are computed on
@@ -30,6 +31,7 @@ from ._kernels import (
     SiluMul,
     SplitInterleaved,
     TopKRouting,
+    TurboQuantBlocks,
     add,
     add_rms_norm,
     arm_map_guards,
@@ -62,6 +64,7 @@ from ._kernels import (
     split_interleaved,
     time_totals,
     top_k_routing,
+    turboquant_attention,
 )
 
 __all__ = [
@@ -81,6 +84,7 @@ __all__ = [
     "SiluMul",
     "SplitInterleaved",
     "TopKRouting",
+    "TurboQuantBlocks",
     "add",
     "add_rms_norm",
     "arm_map_guards",
@@ -113,4 +117,5 @@ __all__ = [
     "split_interleaved",
     "time_totals",
     "top_k_routing",
+    "turboquant_attention",
 ]

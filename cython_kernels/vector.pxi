@@ -398,20 +398,9 @@ def kv_append(keys_new, values_new, keys, values, Py_ssize_t offset):
         vector_kv_append(&v_new.r, v.data, v.head_stride, v.position_stride, v.half, offset)
 
 
-def attention(q, keys, values, Py_ssize_t kv_len, float scale, out):
-    """Causal attention of q (T, Hq, D) over the first kv_len rows of a cache (Hkv, capacity, D).
-
-    Token t sees kv_len - T + t + 1 keys. Query head h reads KV head h // (Hq / Hkv). The result
-    does not depend on the number of threads. MemoryError when a long context cannot be split.
-    """
-    cdef Buffers held = Buffers()
-    cdef View vq, vout
-    cdef Cache k, v
-    cdef attention_args args
-    cdef int failed
-    take_rows(held, q, "q", False, &vq, 3)
-    take_like(held, out, "out", True, &vout, &vq, "q")
-    take_cache_pair(held, keys, values, False, &k, &v)
+cdef int take_attention(const View* vq, const Cache* k, const Cache* v, Py_ssize_t kv_len,
+                        float scale, attention_args* args) except -1:
+    """The arguments of attention of vq over the first kv_len rows of a cache."""
     if k.head_dim != vq.r.width:
         raise ValueError(f"keys: head_dim {k.head_dim}, expected {vq.r.width} (last axis of q)")
     if k.num_heads == 0 or vq.r.n1 % k.num_heads:
@@ -431,6 +420,24 @@ def attention(q, keys, values, Py_ssize_t kv_len, float scale, out):
     args.num_tokens, args.num_kv_heads = vq.r.n0, k.num_heads
     args.group, args.head_dim, args.kv_len = vq.r.n1 // k.num_heads, k.head_dim, kv_len
     args.scale = scale
+    return 0
+
+
+def attention(q, keys, values, Py_ssize_t kv_len, float scale, out):
+    """Causal attention of q (T, Hq, D) over the first kv_len rows of a cache (Hkv, capacity, D).
+
+    Token t sees kv_len - T + t + 1 keys. Query head h reads KV head h // (Hq / Hkv). The result
+    does not depend on the number of threads. MemoryError when a long context cannot be split.
+    """
+    cdef Buffers held = Buffers()
+    cdef View vq, vout
+    cdef Cache k, v
+    cdef attention_args args
+    cdef int failed
+    take_rows(held, q, "q", False, &vq, 3)
+    take_like(held, out, "out", True, &vout, &vq, "q")
+    take_cache_pair(held, keys, values, False, &k, &v)
+    take_attention(&vq, &k, &v, kv_len, scale, &args)
     with nogil:
         failed = vector_attention(&args, &vout.r)
     if failed:

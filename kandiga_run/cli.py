@@ -192,6 +192,9 @@ def _engine(
         num_threads=choices["num_threads"],
         arithmetic=choices["arithmetic"],
         state_tokens=state_tokens,
+        kv=choices["kv"],
+        kv_qjl=choices["kv_qjl"],
+        kv_protect=choices["kv_protect"],
     )
     with closing(engine):
         if notice := departure_notice(engine.stats):

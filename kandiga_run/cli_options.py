@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from kandiga_run.errors import RunError
+from kandiga_run.kv.choices import KV_CHOICES
 from kandiga_run.output import Output
 from kandiga_run.sizes import parse_size
 
@@ -151,6 +152,26 @@ engine_options = _options(
         help="Experts a token uses. Fewer than the model's own number is lossy.",
     ),
     click.option("--fast", is_flag=True, help="Lossy: half the model's experts a token."),
+    click.option(
+        "--kv",
+        type=click.Choice(KV_CHOICES),
+        default="auto",
+        show_default=True,
+        help="Keys and values: fp16, or so many bits for each (lossy). auto is fp16 up to 16384 "
+        "tokens and k4v3 beyond.",
+    ),
+    click.option(
+        "--kv-qjl",
+        is_flag=True,
+        help="One key bit is the sign of the residual's projection (QJL).",
+    ),
+    click.option(
+        "--kv-protect",
+        metavar="N",
+        type=click.IntRange(min=0),
+        default=0,
+        help="Keep the first and last N layers that have keys and values at 8 bits.",
+    ),
     click.option(
         "--check",
         type=click.Choice(["first-touch", "always", "off"]),

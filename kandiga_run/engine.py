@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from kandiga_run.arithmetic import ArithmeticChoice
 from kandiga_run.errors import RunError
+from kandiga_run.kv.choices import KVChoice, check_kv
 from kandiga_run.stats import RunStats
 
 if TYPE_CHECKING:
@@ -47,6 +48,10 @@ class State(Protocol):
     @property
     def nbytes(self) -> int:
         """Return the size of the arrays really held."""
+
+    @property
+    def recurrent_nbytes(self) -> int:
+        """Return which part of that is recurrent state, not keys and values."""
 
     @property
     def kv_format(self) -> str:
@@ -106,12 +111,20 @@ class EngineOptions:
     state_tokens: int = 1
     #: How quantized matrices are multiplied; "auto" is exact to float32's own precision.
     arithmetic: ArithmeticChoice = "auto"
+    #: How keys and values are held: "auto" is as `kv_dtype` says until a sequence is so long that
+    #: compression pays; the choices with numbers are bits of keys and values.
+    kv: KVChoice = "auto"
+    #: Give one key bit to the sign of the residual's projection (QJL).
+    kv_qjl: bool = False
+    #: So many first and last layers with keys and values have 8 bits.
+    kv_protect: int = 0
 
     def __post_init__(self) -> None:
         for name in ("memory_bytes", "num_threads", "num_readers", "state_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise RunError(f"{name} is {value}, wanted at least 1")
+        check_kv(self.kv, self.kv_qjl, self.kv_protect)
 
 
 def load_engine(
@@ -127,6 +140,9 @@ def load_engine(
     kv_dtype: Literal["auto", "f16", "f32"] = "auto",
     state_tokens: int = 1,
     arithmetic: ArithmeticChoice = "auto",
+    kv: KVChoice = "auto",
+    kv_qjl: bool = False,
+    kv_protect: int = 0,
 ) -> Engine:
     """Open a container folder (or one of its .kexp files) and return an engine for it.
 
@@ -147,6 +163,9 @@ def load_engine(
         kv_dtype,
         state_tokens,
         arithmetic,
+        kv,
+        kv_qjl,
+        kv_protect,
     )
     model = Model.open(path, check)
     try:

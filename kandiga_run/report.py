@@ -22,7 +22,12 @@ def stats_json(engine: Engine, state: State, stats: GenerationStats) -> dict[str
         "arithmetic": run.arithmetic,
         "experts_per_token": {"native": run.top_k, "used": run.num_experts_per_token},
         "is_lossy": run.is_lossy,
-        "kv": {"format": state.kv_format, "bytes": state.nbytes},
+        "kv": {
+            "choice": run.kv or None,
+            "format": state.kv_format,
+            "bytes": state.nbytes - state.recurrent_nbytes,
+        },
+        "recurrent_state_bytes": state.recurrent_nbytes,
         "prefill": _phase_json(
             stats.prompt_tokens,
             stats.prefill_seconds,
@@ -78,20 +83,31 @@ def stats_rows(engine: Engine, state: State, stats: GenerationStats) -> list[tup
             "engine",
             f"{engine.name}, experts on {isa()}, {run.residency}, {run.arithmetic} arithmetic",
         ),
-        ("KV cache", f"{state.kv_format}, {format_size(state.nbytes)}"),
+        ("KV cache", _kv_row(state)),
         ("memory charged", _memory_row(memory)),
     ]
 
 
 def departure_notice(run: RunStats) -> str | None:
     """Return the line that says this run does not compute the published model, if so."""
-    if run.num_experts_per_token in (0, run.top_k):
+    changes = []
+    if run.num_experts_per_token not in (0, run.top_k):
+        changes.append(
+            f"experts a token {run.num_experts_per_token} instead of the model's {run.top_k}"
+        )
+    if run.kv not in ("", "auto", "fp16"):
+        changes.append(f"keys and values held as {run.kv}")
+    if not changes:
         return None
     kind = "lossy" if run.is_lossy else "not as published"
-    return (
-        f"{kind}: experts a token {run.num_experts_per_token} instead of the model's {run.top_k}; "
-        "answers differ from the published model's"
-    )
+    return f"{kind}: {', '.join(changes)}; answers differ from the published model's"
+
+
+def _kv_row(state: State) -> str:
+    kv = f"{state.kv_format}, {format_size(state.nbytes - state.recurrent_nbytes)}"
+    if state.recurrent_nbytes:
+        kv += f"; recurrent state {format_size(state.recurrent_nbytes)}"
+    return kv
 
 
 def _phase_json(
@@ -171,7 +187,7 @@ def _memory_row(memory: MemoryUse) -> str:
 
 
 def _experts_per_token(run: RunStats) -> str:
-    lossy = f" of the model's {run.top_k} (lossy)" if run.is_lossy else ""
+    lossy = f" of the model's {run.top_k} (lossy)" if run.has_fewer_experts else ""
     return f"{run.num_experts_per_token}{lossy}"
 
 

@@ -19,7 +19,7 @@ KERNEL_TIMES = (
     "gated_delta_seconds",
 )
 
-_SETTINGS = frozenset({"residency", "arithmetic", "top_k", "num_experts_per_token"})
+_SETTINGS = frozenset({"kv", "residency", "arithmetic", "top_k", "num_experts_per_token"})
 
 
 @dataclass
@@ -62,6 +62,8 @@ class RunStats:
     residency: str = ""
     #: "exact", "int16" or "int8": how quantized matrices are multiplied.
     arithmetic: str = "exact"
+    #: how keys and values were chosen to be held, such as "auto" or "k4v3".
+    kv: str = ""
     #: experts a token uses according to the model's config.
     top_k: int = 0
     #: experts a token uses in this run; fewer than `top_k` is a lossy choice of the user.
@@ -97,6 +99,11 @@ class RunStats:
 
     @property
     def is_lossy(self) -> bool:
+        """Whether the user chose fewer experts than published, or compressed keys and values."""
+        return self.has_fewer_experts or self.kv not in ("", "auto", "fp16")
+
+    @property
+    def has_fewer_experts(self) -> bool:
         """Whether this run uses fewer experts than the model was published with."""
         return 0 < self.num_experts_per_token < self.top_k
 

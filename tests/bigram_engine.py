@@ -22,6 +22,7 @@ UNSEEN_COUNT = 0.01
 class BigramState:
     """The tokens seen."""
 
+    recurrent_nbytes = 0
     kv_format = "none"
     nbytes = 0
 

@@ -5,6 +5,7 @@
 struct quant_ops kandiga_quant;
 struct vector_ops kandiga_vector;
 struct gemm_ops kandiga_gemm;
+struct turboquant_ops kandiga_turboquant;
 static int selected = KANDIGA_ISA_SCALAR;
 
 typedef void (*any_function)(void);
@@ -23,18 +24,23 @@ static void merge(void* table, const void* fast, const void* scalar, size_t tabl
 void kandiga_select_isa(int isa) {
     const struct quant_ops* quant = &kandiga_quant_scalar;
     const struct vector_ops* vector = &kandiga_vector_scalar;
+    const struct turboquant_ops* turboquant = &kandiga_turboquant_scalar;
 #if defined(__x86_64__)
     if (isa == KANDIGA_ISA_AVX2) {
         quant = &kandiga_quant_avx2;
         vector = &kandiga_vector_avx2;
+        turboquant = &kandiga_turboquant_avx2;
     } else if (isa == KANDIGA_ISA_AVX512 || isa == KANDIGA_ISA_AMX) {
         quant = &kandiga_quant_avx512;
         vector = &kandiga_vector_avx512;
+        turboquant = __builtin_cpu_supports("avx512vnni") ? &kandiga_turboquant_avx512vnni
+                                                          : &kandiga_turboquant_avx2;
     }
 #elif defined(__aarch64__)
     if (isa == KANDIGA_ISA_NEON) {
         quant = &kandiga_quant_neon;
         vector = &kandiga_vector_neon;
+        turboquant = &kandiga_turboquant_neon;
     }
 #endif
     merge(&kandiga_quant, quant, &kandiga_quant_scalar, sizeof kandiga_quant);
@@ -44,6 +50,7 @@ void kandiga_select_isa(int isa) {
     if (isa == KANDIGA_ISA_AMX)
         kandiga_gemm = kandiga_gemm_amx;
 #endif
+    kandiga_turboquant = *turboquant;
     selected = isa;
 }
 

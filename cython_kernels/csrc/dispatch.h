@@ -3,6 +3,7 @@
 
 #include "gemm_ops.h"
 #include "quant_ops.h"
+#include "turboquant_ops.h"
 #include "vector_ops.h"
 
 /*
@@ -13,6 +14,7 @@ extern struct quant_ops kandiga_quant;
 extern struct vector_ops kandiga_vector;
 /* All NULL unless the instruction set has a matrix unit. */
 extern struct gemm_ops kandiga_gemm;
+extern struct turboquant_ops kandiga_turboquant;
 
 /* The two steps of y = x W^T in the arithmetic of the matrix. */
 static inline void kandiga_prepare(const struct kandiga_matrix* w, const float* x,

@@ -7,7 +7,7 @@ D head_dim; vectors are rows. specs/turboquant.md says where each piece comes fr
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
+F16 = NDArray[np.float16]
 Coding = Literal["keys", "values"]
 
 #: Tokens of a block: they share one key mean.
@@ -225,54 +226,135 @@ def qjl_decode(signs: F64, norms: F64, projection: F64) -> F64:
 
 @dataclass(frozen=True)
 class CodedRows:
-    """Codes (T, D), scales (T,) in float16, and what rows were centred on (D,), in float16."""
+    """Rows of one block and KV head: codes (T, D), scales (T,) and the mean (D,) in float16.
+
+    residual: the QJL stage, 1 for a negative sign (T, D), and its scales (T,).
+    """
 
     codes: I64
-    scales: NDArray[np.float16]
-    mean: NDArray[np.float16]
+    scales: F16
+    mean: F16
     bits: int
     signs: F64
+    residual: tuple[I64, F16] | None = None
+
+    def first_stage(self) -> F64:
+        """Return the rows (T, D) in the rotated basis, without mean and residual."""
+        levels = levels_of(self.codes, self.bits) * LEVEL_UNIT
+        return levels * self.scales.astype(np.float64)[:, None]
+
+    def projected_residual(self) -> F64:
+        """Return the residual's estimate (T, D) in the basis of its projection."""
+        if self.residual is None:
+            return np.zeros(self.codes.shape)
+        negative, scales = self.residual
+        return (1.0 - 2.0 * negative) * LEVEL_UNIT * scales.astype(np.float64)[:, None]
 
     def rotated(self) -> F64:
         """Return the rows (T, D) in the rotated basis, without the mean."""
-        levels = levels_of(self.codes, self.bits) * LEVEL_UNIT
-        return levels * self.scales.astype(np.float64)[:, None]
+        signs = rotation_signs(RESIDUAL_SEED, self.codes.shape[1])
+        return self.first_stage() + unrotate(self.projected_residual(), signs)
 
     def rows(self) -> F64:
         """Return the rows (T, D)."""
         return unrotate(self.rotated(), self.signs) + self.mean.astype(np.float64)
 
 
-def encode(rows: ArrayLike, bits: int, coding: Coding) -> CodedRows:
+def encode(rows: ArrayLike, bits: int, coding: Coding, *, qjl: bool = False) -> CodedRows:
     """Code the rows (T, D) of one block and KV head.
 
     Keys are centred on their mean, which softmax absorbs but for one product with the query a
-    block, and have the unbiased scale; values have the least-squares scale.
+    block, and have the unbiased scale; values have the least-squares scale. With qjl the first
+    stage of keys has a bit less and the least-squares scale, and the residual makes it unbiased.
     """
     rows = _f64(rows)
-    is_keys = coding == "keys"
-    mean = (rows.mean(axis=0) if is_keys else np.zeros(rows.shape[1])).astype(np.float16)
-    signs = rotation_signs(KEY_SEED if is_keys else VALUE_SEED, rows.shape[1])
+    head_dim, is_keys = rows.shape[1], coding == "keys"
+    mean = (rows.mean(axis=0) if is_keys else np.zeros(head_dim)).astype(np.float16)
+    signs = rotation_signs(KEY_SEED if is_keys else VALUE_SEED, head_dim)
     y = rotate(rows - mean.astype(np.float64), signs)
+    bits -= qjl
     codes = quantize(y, bits)
     levels = levels_of(codes, bits) * LEVEL_UNIT
-    scales = (unbiased_scale if is_keys else least_squares_scale)(y, levels)
-    return CodedRows(codes, scales.astype(np.float16), mean, bits, signs)
+    choose = unbiased_scale if is_keys and not qjl else least_squares_scale
+    coded = CodedRows(codes, choose(y, levels).astype(np.float16), mean, bits, signs)
+    if not qjl:
+        return coded
+    rest = y - coded.first_stage()
+    projected = rotate(rest, rotation_signs(RESIDUAL_SEED, head_dim))
+    factor = math.sqrt(math.pi / 2 / head_dim) / LEVEL_UNIT
+    scales = (np.linalg.norm(rest, axis=1) * factor).astype(np.float16)
+    return replace(coded, residual=((projected < 0).astype(np.int64), scales))
+
+
+def _pack_units(units: I64, bits: int) -> bytes:
+    """Return the code planes of units (N, 64), then their sign planes."""
+    codes = units.astype(np.uint8)
+    if bits == 8:
+        return codes.tobytes()
+    if bits == 4:
+        return (codes[:, :32] | codes[:, 32:] << 4).astype(np.uint8).tobytes()
+    quarters = codes.reshape(-1, 4, 16) & 3
+    low = quarters[:, 0] | quarters[:, 1] << 2 | quarters[:, 2] << 4 | quarters[:, 3] << 6
+    planes = low.astype(np.uint8).tobytes() if bits > 1 else b""
+    if bits in (1, 3):
+        sign = codes >> 2 if bits == 3 else codes
+        planes += np.packbits(sign & 1, axis=1, bitorder="little").tobytes()
+    return planes
+
+
+def _pack_keys(codes: I64, bits: int) -> bytes:
+    """Units of 16 tokens by 4 dims: first all dims of the first 16 tokens."""
+    tokens, dims = codes.shape
+    tiles = codes.reshape(tokens // 16, 16, dims // 4, 4).transpose(0, 2, 1, 3)
+    return _pack_units(tiles.reshape(-1, 64), bits)
+
+
+def _pack_values(codes: I64, bits: int) -> bytes:
+    """Units of 16 dims by 4 tokens: first all tokens of the first 16 dims."""
+    tokens, dims = codes.shape
+    tiles = codes.reshape(tokens // 4, 4, dims // 16, 16).transpose(2, 0, 3, 1)
+    return _pack_units(tiles.reshape(-1, 64), bits)
+
+
+def pack_record(keys: CodedRows, values: CodedRows) -> bytes:
+    """Return one KV head's record of a block, padded to 64 bytes, as the kernels lay it out."""
+    pad = -keys.codes.shape[1] % 16
+
+    def padded(codes: I64) -> I64:
+        return np.pad(codes, ((0, 0), (0, pad)))
+
+    parts = [np.pad(keys.mean, (0, pad)).tobytes()]
+    parts += [keys.scales.tobytes(), _pack_keys(padded(keys.codes), keys.bits)]
+    if keys.residual is not None:
+        negative, scales = keys.residual
+        parts += [scales.tobytes(), _pack_keys(padded(negative), 1)]
+    parts += [values.scales.tobytes(), _pack_values(padded(values.codes), values.bits)]
+    record = b"".join(parts)
+    return record + bytes(-len(record) % 64)
+
+
+def round_query(rotated: F64) -> F64:
+    """Return rows rounded to 127 levels of their range, as the kernels use them."""
+    step = np.abs(rotated).max(axis=-1, keepdims=True) / 127
+    step[step == 0] = 1
+    return np.rint(rotated / step) * step
+
+
+def coded_scores(q: ArrayLike, keys: CodedRows, *, rounded_query: bool = True) -> F64:
+    """Return q . k (R, T) for query rows q (R, D) of the keys' head."""
+    q = _f64(q)
+    rotated = rotate(q, keys.signs)
+    projected = rotate(rotated, rotation_signs(RESIDUAL_SEED, q.shape[1]))
+    if rounded_query:
+        rotated, projected = round_query(rotated), round_query(projected)
+    scores = rotated @ keys.first_stage().T + projected @ keys.projected_residual().T
+    return scores + (q @ keys.mean.astype(np.float64))[:, None]
 
 
 def attention(
     q: ArrayLike, keys: CodedRows, values: CodedRows, scale: float, *, rounded_query: bool = True
 ) -> F64:
-    """Attend from one KV head's query rows q (R, D) over one coded block, all of it visible.
-
-    rounded_query: with q as the kernels use it, rotated and rounded to 127 levels of its range.
-    """
-    q = _f64(q)
-    rotated = rotate(q, keys.signs)
-    if rounded_query:
-        step = np.abs(rotated).max(axis=-1, keepdims=True) / 127
-        step[step == 0] = 1
-        rotated = np.rint(rotated / step) * step
-    scores = (rotated @ keys.rotated().T + (q @ keys.mean.astype(np.float64))[:, None]) * scale
+    """Attend from one KV head's query rows q (R, D) over one coded block, all of it visible."""
+    scores = coded_scores(q, keys, rounded_query=rounded_query) * scale
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     return unrotate(weights @ values.rotated() / weights.sum(-1, keepdims=True), values.signs)

@@ -25,7 +25,10 @@ class KVCache(Protocol):
         """Return the size of the arrays really held."""
 
     def append(self, keys: Array, values: Array) -> None:
-        """Add the keys and values (T, num_kv_heads, head_dim) float32 of T tokens."""
+        """Add the keys and values (T, num_kv_heads, head_dim) float32 of T tokens.
+
+        The arrays must stay as they are until `attend`: a cache may still read them there.
+        """
 
     def attend(self, queries: Array, scale: float, out: Array) -> None:
         """Attend from the last T tokens to everything before them, causally.

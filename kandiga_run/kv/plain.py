@@ -41,6 +41,11 @@ class PlainKVCache:
         """Return the size of both arrays."""
         return self._keys.nbytes + self._values.nbytes
 
+    @property
+    def arrays(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return views of the keys and values held, (num_kv_heads, length, head_dim)."""
+        return self._keys[:, : self.length], self._values[:, : self.length]
+
     def append(self, keys: NDArray[np.float32], values: NDArray[np.float32]) -> None:
         """Add keys and values (T, num_kv_heads, head_dim)."""
         length = self.length + keys.shape[0]

@@ -58,7 +58,12 @@ class MlxEngine:
                 f"--arithmetic {options.arithmetic}: the mlx engine uses floating point only; "
                 "use --engine native, or leave --arithmetic out"
             )
-        self.stats = RunStats()
+        if options.kv not in ("auto", "fp16"):
+            raise RunError(
+                f"--kv {options.kv}: the mlx engine keeps keys and values as mlx-lm does; use "
+                "--kv fp16, or --engine native"
+            )
+        self.stats = RunStats(kv="fp16")
         self.vocab_size = _vocab_size(model.container.config)
         self._model = model
         self._budget_bytes = options.memory_bytes

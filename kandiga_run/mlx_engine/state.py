@@ -6,7 +6,12 @@ from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
-from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache, trim_prompt_cache
+from mlx_lm.models.cache import (
+    ArraysCache,
+    can_trim_prompt_cache,
+    make_prompt_cache,
+    trim_prompt_cache,
+)
 
 from kandiga_run.errors import RunError
 
@@ -25,6 +30,13 @@ class MlxState:
     def nbytes(self) -> int:
         """Return the size of the arrays held, room kept for later tokens included."""
         return sum(entry.nbytes for entry in self.cache) if self.position else 0
+
+    @property
+    def recurrent_nbytes(self) -> int:
+        """Return the size of the recurrent layers' state."""
+        if not self.position:
+            return 0
+        return sum(entry.nbytes for entry in self.cache if isinstance(entry, ArraysCache))
 
     @property
     def kv_format(self) -> str:

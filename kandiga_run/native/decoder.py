@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from cython_kernels import TIME_DENSE, label_time
+from kandiga_run.kv.formats import KVPlan, LayerFormat
 from kandiga_run.native.blocks.embedding import Embedding, Head
 from kandiga_run.native.blocks.norm import RMSNorm
 from kandiga_run.native.scratch import Scratch
@@ -21,10 +22,13 @@ Array = NDArray[np.float32]
 class Mixer(Protocol):
     """Mixes tokens with those before them: attention, or a recurrent layer."""
 
-    def new_cache(self, max_tokens: int, kv_dtype: DTypeLike) -> LayerCache:
+    #: Whether it keeps keys and values.
+    has_kv: bool
+
+    def new_cache(self, max_tokens: int, kv: LayerFormat) -> LayerCache:
         """Return what this layer keeps of an empty sequence."""
 
-    def cache_bytes(self, max_tokens: int, kv_dtype: DTypeLike) -> int:
+    def cache_bytes(self, max_tokens: int, kv: LayerFormat) -> int:
         """Return what it keeps of a full one."""
 
     def bind(self, x: Array, out: Array) -> None:
@@ -99,14 +103,27 @@ class Decoder:
             for layer, next_norm in zip(self._layers, next_norms, strict=True)
         )
 
-    def new_state(self, max_tokens: int, kv_dtype: DTypeLike) -> NativeState:
+    def new_state(self, max_tokens: int, kv: KVPlan) -> NativeState:
         """Return the state of an empty sequence."""
-        caches = [layer.mixer.new_cache(max_tokens, kv_dtype) for layer in self._layers]
+        caches = [
+            layer.mixer.new_cache(max_tokens, layer_format)
+            for layer, layer_format in self._kv_formats(kv)
+        ]
         return NativeState(caches, max_tokens)
 
-    def state_bytes(self, max_tokens: int, kv_dtype: DTypeLike) -> int:
+    def state_bytes(self, max_tokens: int, kv: KVPlan) -> int:
         """Return the size of a state whose sequence is full."""
-        return sum(layer.mixer.cache_bytes(max_tokens, kv_dtype) for layer in self._layers)
+        return sum(
+            layer.mixer.cache_bytes(max_tokens, layer_format)
+            for layer, layer_format in self._kv_formats(kv)
+        )
+
+    def _kv_formats(self, kv: KVPlan) -> Iterator[tuple[Layer, LayerFormat]]:
+        """Pair each layer with its format, numbered among the layers with keys and values."""
+        num_kv_layers, index = sum(layer.mixer.has_kv for layer in self._layers), 0
+        for layer in self._layers:
+            yield layer, kv.layer(index, num_kv_layers)
+            index += layer.mixer.has_kv
 
     def forward(self, tokens: NDArray[np.int32], state: NativeState, logits: Array | None) -> None:
         """Append a chunk of tokens (T,), T <= scratch.max_rows, to the state.

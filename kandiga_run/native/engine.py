@@ -16,6 +16,7 @@ from kandiga_run.engine_checks import check_max_tokens, checked_tokens, resolve_
 from kandiga_run.errors import RunError
 from kandiga_run.experts.owned import smallest_budget
 from kandiga_run.experts.store import open_store_for
+from kandiga_run.kv.formats import KVPlan
 from kandiga_run.memory import memory_use
 from kandiga_run.memory_budget import FixedBytes, bytes_for_experts
 from kandiga_run.native.architectures import ARCHITECTURES
@@ -84,7 +85,9 @@ class NativeEngine:
         self.stats.num_experts_per_token = resolve_top_k(
             options.num_experts_per_token, model.top_k, model.max_num_experts
         )
-        self._kv_dtype = _kv_dtype(model, options.kv_dtype)
+        dtype = _kv_dtype(model, options.kv_dtype)
+        self._kv = KVPlan(options.kv, dtype, options.kv_qjl, options.kv_protect)
+        self.stats.kv = self._kv.name
         self._weights = weights
         self._scratch_bytes = scratch.nbytes
         self._states: weakref.WeakSet[NativeState] = weakref.WeakSet()
@@ -100,7 +103,7 @@ class NativeEngine:
         check_max_tokens(max_tokens)
         self._count_others()
         self._share_memory(max_tokens)
-        state = self._open_decoder().new_state(max_tokens, self._kv_dtype)
+        state = self._open_decoder().new_state(max_tokens, self._kv)
         self._states.add(state)
         return state
 
@@ -164,7 +167,7 @@ class NativeEngine:
             process=self._own_bytes,
             dense_weights=self._weights.nbytes + self._weights.touched_bytes(tokens),
             buffers=self._scratch_bytes,
-            kv_cache=sum(decoder.state_bytes(length, self._kv_dtype) for length in lengths),
+            kv_cache=sum(decoder.state_bytes(length, self._kv) for length in lengths),
         )
         least_bytes = smallest_budget(self._model.container)
         self._store.resize(bytes_for_experts(budget_bytes, fixed, least_bytes, kv_tokens=tokens))

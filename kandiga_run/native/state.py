@@ -26,6 +26,11 @@ class NativeState:
         return sum(cache.nbytes for cache in self.caches)
 
     @property
+    def recurrent_nbytes(self) -> int:
+        """Return the size of the recurrent layers' state, which no choice of --kv changes."""
+        return sum(cache.nbytes for cache in self.caches if isinstance(cache, RecurrentState))
+
+    @property
     def kv_format(self) -> str:
         """Return how keys and values are held; several formats are joined by "+"."""
         caches = (cache for cache in self.caches if not isinstance(cache, RecurrentState))

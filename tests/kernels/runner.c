@@ -155,8 +155,8 @@ static void write_outputs(FILE* file, struct test_case* c) {
 }
 
 static void run_case(const struct test_case* c) {
-    const struct test_op* tables[] = {quant_test_ops, vector_test_ops};
-    for (size_t i = 0; i < 2; i++)
+    const struct test_op* tables[] = {quant_test_ops, turboquant_test_ops, vector_test_ops};
+    for (size_t i = 0; i < sizeof tables / sizeof *tables; i++)
         for (const struct test_op* op = tables[i]; op->name; op++)
             if (strcmp(op->name, c->op) == 0) {
                 op->run(c);

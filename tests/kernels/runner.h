@@ -23,8 +23,9 @@ struct test_op {
     void (*run)(const struct test_case* c);
 };
 
-/* Both end with a NULL name. */
+/* All end with a NULL name. */
 extern const struct test_op quant_test_ops[];
+extern const struct test_op turboquant_test_ops[];
 extern const struct test_op vector_test_ops[];
 
 #endif

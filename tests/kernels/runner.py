@@ -28,6 +28,10 @@ ISA_FLAGS = {
         *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"),
         *("-mavx2", "-mfma", "-mf16c"),
     ],
+    "avx512vnni": [
+        *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"),
+        *("-mavx2", "-mfma", "-mf16c"),
+    ],
     "neon": [],
 }
 WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Werror"]
@@ -56,7 +60,7 @@ class Runner:
 def host_isas() -> tuple[str, ...]:
     """Return what can be compiled for this machine; it need not be able to run it."""
     x86 = platform.machine() == "x86_64"
-    return ("scalar", "avx2", "avx512", "amx") if x86 else ("scalar", "neon")
+    return ("scalar", "avx2", "avx512", "avx512vnni", "amx") if x86 else ("scalar", "neon")
 
 
 def build(folder: Path, compiler: str, isas: Sequence[str], flags: Sequence[str]) -> Path:

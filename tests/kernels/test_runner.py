@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import cython_kernels
-from kernels import quant_cases, vector_cases
+from kernels import quant_cases, turboquant_cases, vector_cases
 from kernels.cases import Case, check
 from kernels.runner import Runner, build, host_isas
 
@@ -17,7 +17,11 @@ QEMU = "qemu-aarch64-static"
 
 
 def all_cases() -> list[Case]:
-    return [*quant_cases.all_cases(), *vector_cases.all_cases()]
+    return [
+        *quant_cases.all_cases(),
+        *turboquant_cases.all_cases(),
+        *vector_cases.all_cases(),
+    ]
 
 
 @pytest.mark.skipif(shutil.which("clang") is None, reason="clang is not installed")

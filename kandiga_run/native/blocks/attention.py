@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from cython_kernels import (
     TIME_ATTENTION,
@@ -15,7 +15,7 @@ from cython_kernels import (
     sigmoid_mul,
 )
 from kandiga_run.kv.cache import KVCache
-from kandiga_run.kv.plain import PlainKVCache
+from kandiga_run.kv.formats import LayerFormat
 from kandiga_run.native.blocks.rope import Rope
 from kandiga_run.native.scratch import Scratch
 from kandiga_run.native.weights import Weights
@@ -40,6 +40,8 @@ class AttentionShape:
 
 class Attention:
     """out = o_proj(attend(rope(norm q), rope(norm k), v) [* sigmoid(gate)]); q, k, v project x."""
+
+    has_kv = True
 
     def __init__(
         self, weights: Weights, name: str, shape: AttentionShape, rope: Rope, scratch: Scratch
@@ -72,15 +74,13 @@ class Attention:
         scratch.declare("attention/values", kv_heads * dim)
         scratch.declare("attention/attended", heads * dim)
 
-    def new_cache(self, max_tokens: int, kv_dtype: DTypeLike) -> PlainKVCache:
+    def new_cache(self, max_tokens: int, kv: LayerFormat) -> KVCache:
         """Return an empty cache for this layer."""
-        return PlainKVCache(self._shape.num_kv_heads, self._shape.head_dim, max_tokens, kv_dtype)
+        return kv.new_cache(self._shape.num_kv_heads, self._shape.head_dim, max_tokens)
 
-    def cache_bytes(self, max_tokens: int, kv_dtype: DTypeLike) -> int:
+    def cache_bytes(self, max_tokens: int, kv: LayerFormat) -> int:
         """Return what this layer's cache holds once it is full."""
-        return PlainKVCache.bytes_for(
-            self._shape.num_kv_heads, self._shape.head_dim, max_tokens, kv_dtype
-        )
+        return kv.bytes_for(self._shape.num_kv_heads, self._shape.head_dim, max_tokens)
 
     def bind(self, x: Array, out: Array) -> None:
         """Fix where `forward` finds x and leaves its result, both (max_rows, H)."""

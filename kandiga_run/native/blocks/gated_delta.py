@@ -188,6 +188,8 @@ class FusedProjection:
 class GatedDeltaNet:
     """Convolve q, k, v; walk the delta rule over the state; normalize, gate by z, project out."""
 
+    has_kv = False
+
     def __init__(
         self,
         weights: Weights,
@@ -207,7 +209,7 @@ class GatedDeltaNet:
         self._out_proj = weights.linear(f"{name}.out_proj", shape.hidden_size, shape.value_dim)
         scratch.declare("gated_delta/out", shape.value_dim)
 
-    def new_cache(self, max_tokens: int, kv_dtype: object) -> RecurrentState:
+    def new_cache(self, max_tokens: int, kv: object) -> RecurrentState:
         """Return the state before the first token; neither argument changes its size."""
         shape = self._shape
         return RecurrentState(
@@ -215,7 +217,7 @@ class GatedDeltaNet:
             (shape.num_value_heads, shape.value_head_dim, shape.key_head_dim),
         )
 
-    def cache_bytes(self, max_tokens: int, kv_dtype: object) -> int:
+    def cache_bytes(self, max_tokens: int, kv: object) -> int:
         """Return the size of the state."""
         shape = self._shape
         conv_values = (shape.conv_kernel_size - 1) * shape.conv_dim

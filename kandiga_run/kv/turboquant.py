@@ -1,0 +1,168 @@
+"""The compressed KV cache: blocks of 128 tokens at 2 to 8 bits, the rest as float16."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cython_kernels import TurboQuantBlocks, kv_append, turboquant_attention
+from kandiga_run.errors import RunError
+
+#: Tokens of a block, and the first tokens of a sequence ("sinks"), which are never coded: a model
+#: attends to them from everywhere.
+BLOCK_TOKENS = 128
+SINK_TOKENS = 4
+MAX_HEAD_DIM = 512
+
+
+@dataclass(frozen=True)
+class Coding:
+    """Bits of a key and of a value coordinate; with qjl one key bit is the residual's sign."""
+
+    key_bits: int
+    value_bits: int
+    qjl: bool = False
+
+    @property
+    def name(self) -> str:
+        """Return such as "k4v3", "kv3" for equal bits, "kv3-qjl"."""
+        same = self.key_bits == self.value_bits
+        bits = f"kv{self.key_bits}" if same else f"k{self.key_bits}v{self.value_bits}"
+        return f"{bits}-qjl" if self.qjl else bits
+
+
+class TurboQuantKVCache:
+    """Keys and values of one layer: sinks and tail as float16, blocks between them coded.
+
+    A token sees its own block of 128 as float16 and all earlier ones coded, whether tokens come one
+    by one or in chunks: a full block is coded when the next token comes. To keep it so within a
+    chunk, `append` stores what fits the tail and leaves the rest to `attend`, which must follow
+    while the arrays given to `append` still hold the same.
+    """
+
+    def __init__(self, num_kv_heads: int, head_dim: int, max_tokens: int, coding: Coding) -> None:
+        if head_dim > MAX_HEAD_DIM:
+            raise RunError(
+                f"a KV cache of head_dim {head_dim} cannot be compressed, at most {MAX_HEAD_DIM} "
+                "can: use --kv fp16"
+            )
+        self._coding = coding
+        self._max_tokens = max_tokens
+        rows = min(max_tokens, SINK_TOKENS + BLOCK_TOKENS)
+        #: Sinks, then the tail: (num_kv_heads, 132, head_dim).
+        self._keys = np.empty((num_kv_heads, rows, head_dim), np.float16)
+        self._values = np.empty_like(self._keys)
+        self._num_uncoded = 0
+        self._blocks = TurboQuantBlocks(
+            num_kv_heads, head_dim, coding.key_bits, coding.value_bits, qjl=coding.qjl
+        )
+        self._num_coded = 0
+        self._waiting: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
+
+    @staticmethod
+    def bytes_for(num_kv_heads: int, head_dim: int, num_tokens: int, coding: Coding) -> int:
+        """Return what a cache of `num_tokens` tokens holds."""
+        blocks = TurboQuantBlocks(
+            num_kv_heads, head_dim, coding.key_bits, coding.value_bits, qjl=coding.qjl
+        )
+        rows = min(num_tokens, SINK_TOKENS + BLOCK_TOKENS)
+        num_blocks = max(0, num_tokens - SINK_TOKENS - 1) // BLOCK_TOKENS
+        return 4 * num_kv_heads * head_dim * rows + num_blocks * blocks.block_bytes
+
+    @property
+    def format(self) -> str:
+        """Return the coding's name."""
+        return self._coding.name
+
+    @property
+    def length(self) -> int:
+        """Return the number of tokens held."""
+        return self._num_coded + self._num_uncoded + self._num_waiting
+
+    @property
+    def nbytes(self) -> int:
+        """Return the size of sinks, tail and blocks."""
+        return self._keys.nbytes + self._values.nbytes + self._blocks.nbytes
+
+    @property
+    def _num_waiting(self) -> int:
+        return 0 if self._waiting is None else self._waiting[0].shape[0]
+
+    def append(self, keys: NDArray[np.float32], values: NDArray[np.float32]) -> None:
+        """Add keys and values (T, num_kv_heads, head_dim)."""
+        length = self.length + keys.shape[0]
+        if length > self._max_tokens:
+            raise ValueError(f"{length} tokens in a cache made for {self._max_tokens}")
+        while self._waiting is not None:
+            self._store_some()
+        self._waiting = (keys, values)
+        self._store_some()
+
+    def attend(self, queries: NDArray[np.float32], scale: float, out: NDArray[np.float32]) -> None:
+        """Attend causally from the last T tokens; queries, out (T, num_heads, head_dim)."""
+        begin, num_tokens = 0, queries.shape[0]
+        if num_tokens < self._num_waiting:
+            raise ValueError(f"{num_tokens} queries for {self._num_waiting} tokens just appended")
+        while True:
+            end = num_tokens - self._num_waiting
+            turboquant_attention(
+                self._blocks,
+                queries[begin:end],
+                self._keys,
+                self._values,
+                self._num_uncoded,
+                scale,
+                out[begin:end],
+            )
+            if self._waiting is None:
+                return
+            begin = end
+            self._store_some()
+
+    def trim(self, num_tokens: int) -> None:
+        """Forget the last tokens. What is left of a coded block stays coded."""
+        if not 0 <= num_tokens <= self.length:
+            raise ValueError(f"cannot trim {num_tokens} of {self.length} tokens")
+        waiting = min(num_tokens, self._num_waiting)
+        if self._waiting is not None and waiting:
+            keys, values = self._waiting
+            left = keys.shape[0] - waiting
+            self._waiting = (keys[:left], values[:left]) if left else None
+        num_tokens -= waiting
+        sinks = min(self._num_uncoded, SINK_TOKENS) if self._num_coded else 0
+        uncoded = min(num_tokens, self._num_uncoded - sinks)
+        coded = min(num_tokens - uncoded, self._num_coded)
+        self._blocks.trim(coded)
+        self._num_coded -= coded
+        self._num_uncoded -= num_tokens - coded
+
+    def take_plain(self, keys: NDArray[Any], values: NDArray[Any]) -> None:
+        """Fill an empty cache with keys and values (num_kv_heads, T, head_dim) of any float."""
+        keys, values = (array.astype(np.float16, copy=False) for array in (keys, values))
+        num_tokens = keys.shape[1]
+        num_blocks = max(0, num_tokens - SINK_TOKENS - 1) // BLOCK_TOKENS
+        for index in range(num_blocks):
+            self._blocks.encode(keys, values, SINK_TOKENS + index * BLOCK_TOKENS)
+        self._num_coded = num_blocks * BLOCK_TOKENS
+        self._num_uncoded = num_tokens - self._num_coded
+        sinks = min(SINK_TOKENS, num_tokens)
+        for held, given in ((self._keys, keys), (self._values, values)):
+            held[:, :sinks] = given[:, :sinks]
+            held[:, sinks : self._num_uncoded] = given[:, sinks + self._num_coded :]
+
+    def _store_some(self) -> None:
+        """Move waiting tokens into the tail as far as it has room; code it first when full."""
+        if self._waiting is None:
+            return
+        keys, values = self._waiting
+        if self._num_uncoded == SINK_TOKENS + BLOCK_TOKENS:
+            self._blocks.encode(self._keys, self._values, SINK_TOKENS)
+            self._num_coded += BLOCK_TOKENS
+            self._num_uncoded = SINK_TOKENS
+        count = min(keys.shape[0], self._keys.shape[1] - self._num_uncoded)
+        kv_append(keys[:count], values[:count], self._keys, self._values, self._num_uncoded)
+        self._num_uncoded += count
+        self._waiting = (keys[count:], values[count:]) if count < keys.shape[0] else None

@@ -1,0 +1,167 @@
+"""The compressed KV cache on every instruction set this machine runs, against numpy float64."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import cython_kernels as ck
+from cython_kernels.reference import turboquant as tq
+from kernels.cases import Case, check, guarded, misaligned, run_here
+from kernels.turboquant_cases import all_cases, halves
+
+ISAS = ck.available_isas()
+Array = NDArray[Any]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("case", all_cases(), ids=lambda case: case.id)
+def test_turboquant(case: Case, isa: str, use_isa: None) -> None:
+    check(case, run_here(case, guarded))
+    check(case, run_here(case, misaligned))
+
+
+def coded(head_dim: int, num_blocks: int, heads: int = 2, **bits: Any) -> ck.TurboQuantBlocks:
+    blocks = ck.TurboQuantBlocks(heads, head_dim, **({"key_bits": 4, "value_bits": 3} | bits))
+    for index in range(num_blocks):
+        blocks.encode(
+            halves(index, heads, 128, head_dim), halves(-index - 1 & 99, heads, 128, head_dim), 0
+        )
+    return blocks
+
+
+def attend(blocks: ck.TurboQuantBlocks, head_dim: int, tokens: int = 1, tail: int = 9) -> Array:
+    q = halves(7, tokens, 6, head_dim).astype(np.float32)
+    out = np.empty_like(q)
+    keys, values = halves(8, 2, 20, head_dim), halves(9, 2, 20, head_dim)
+    ck.turboquant_attention(blocks, q, keys, values, tail, head_dim**-0.5, out)
+    return out
+
+
+def test_codebooks_of_the_kernels_are_the_computed_ones() -> None:
+    """turboquant_tables.h holds what the reference computes: each code of each width decodes so."""
+    for bits in (2, 3, 4):
+        rows = np.random.default_rng(bits).standard_normal((1, 128, 256)).astype(np.float16)
+        want = tq.encode(rows[0], bits, "values")
+        assert set(np.unique(want.codes)) == set(range(2**bits))
+        blocks = ck.TurboQuantBlocks(1, 256, 8, bits)
+        blocks.encode(rows, rows, 0)
+        keys, values = np.empty((2, 128, 256), np.float32)
+        blocks.decode(0, 0, keys, values)
+        rotated = tq.rotate(values, want.signs)
+        flips = np.abs(rotated - want.rotated()) > 1e-4 * np.abs(rows).max()
+        # A coordinate within float32's rounding of a border is all that may differ.
+        assert flips.mean() < 1e-4
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_result_does_not_depend_on_the_number_of_threads(isa: str, use_isa: None) -> None:
+    before = ck.num_threads()
+    blocks = coded(64, 12)
+    results = []
+    for num_threads in (1, 2, 5):
+        ck.set_num_threads(num_threads)
+        results.append([attend(blocks, 64).tobytes(), attend(blocks, 64, 5).tobytes()])
+    ck.set_num_threads(before)
+    assert results[0] == results[1] == results[2]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_blocks_saved_and_loaded_and_trimmed(isa: str, use_isa: None) -> None:
+    blocks = coded(80, 3)
+    copy = ck.TurboQuantBlocks(2, 80, 4, 3)
+    block = np.empty(blocks.block_bytes, np.uint8)
+    for index, count in enumerate(blocks.counts_of_blocks()):
+        blocks.save(index, block)
+        copy.load(block, count)
+    np.testing.assert_array_equal(attend(copy, 80), attend(blocks, 80))
+    blocks.trim(0)
+    blocks.trim(130)
+    assert (len(blocks), blocks.num_tokens, blocks.counts_of_blocks()) == (2, 254, [128, 126])
+    changed = attend(blocks, 80)
+    assert not np.array_equal(changed, attend(copy, 80))
+    copy.trim(128)
+    copy.trim(2)
+    np.testing.assert_array_equal(attend(copy, 80), changed)
+    blocks.trim(254)
+    assert len(blocks) == 0
+    plain = np.empty((1, 6, 80), np.float32)
+    q, keys, values = (
+        halves(7, 1, 6, 80).astype(np.float32),
+        halves(8, 2, 20, 80),
+        halves(9, 2, 20, 80),
+    )
+    ck.attention(q, keys, values, 9, 80**-0.5, plain)
+    np.testing.assert_array_equal(attend(blocks, 80), plain)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("which", ["keys", "values"])
+def test_nan_reaches_the_output(which: str, isa: str, use_isa: None) -> None:
+    arrays = {"keys": halves(1, 1, 128, 64), "values": halves(2, 1, 128, 64)}
+    arrays[which][0, 77, 5] = np.nan
+    blocks = ck.TurboQuantBlocks(1, 64, 3, 3)
+    blocks.encode(arrays["keys"], arrays["values"], 0)
+    q = np.ones((1, 2, 64), np.float32)
+    out = np.zeros_like(q)
+    ck.turboquant_attention(blocks, q, halves(3, 1, 4, 64), halves(4, 1, 4, 64), 4, 0.1, out)
+    assert np.isnan(out).any()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_one_key_far_above_all_others(isa: str, use_isa: None) -> None:
+    """Weights that underflow are zeros, and a block without weight adds nothing."""
+    keys, values = np.zeros((1, 128, 64), np.float16), halves(2, 1, 128, 64)
+    blocks = ck.TurboQuantBlocks(1, 64, 4, 4)
+    blocks.encode(keys, values, 0)
+    q = np.ones((1, 1, 64), np.float32)
+    tail = np.full((1, 1, 64), 10, np.float16)
+    out = np.zeros_like(q)
+    ck.turboquant_attention(blocks, q, tail, tail, 1, 1.0, out)
+    np.testing.assert_array_equal(out, 10)
+
+
+def test_sizes_are_those_of_the_layout() -> None:
+    """Bits an element, all told: 3 bits, a scale a row and, for keys, a mean a block."""
+    blocks = ck.TurboQuantBlocks(1, 128, 3, 3)
+    assert blocks.block_bytes * 8 / (128 * 128) == pytest.approx(3.25 + 3.125, abs=0.04)
+    assert ck.TurboQuantBlocks(2, 256, 4, 3).block_bytes == 2 * (512 + 2 * 256 + 128 * (128 + 96))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0, 64, 4, 3), "num_kv_heads: 0"),
+        ((1, 513, 4, 3), "head_dim: 513, expected 1 to 512"),
+        ((1, 64, 5, 3), "key_bits: 5, expected 2, 3, 4 or 8"),
+        ((1, 64, 4, 1), "value_bits: 1"),
+    ],
+)
+def test_wrong_layouts(arguments: tuple[int, int, int, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ck.TurboQuantBlocks(*arguments)
+    with pytest.raises(ValueError, match="expected 3 or 4 with qjl"):
+        ck.TurboQuantBlocks(1, 64, 8, 3, qjl=True)
+
+
+def test_wrong_arguments() -> None:
+    blocks = coded(64, 1)
+    rows = halves(1, 2, 130, 64)
+    with pytest.raises(ValueError, match="start: 3, expected 0 to 2"):
+        blocks.encode(rows, rows, 3)
+    with pytest.raises(ValueError, match="keys: float16"):
+        blocks.encode(rows[:1], rows[:1], 0)
+    with pytest.raises(ValueError, match="keys: float32"):
+        blocks.encode(rows.astype(np.float32), rows.astype(np.float32), 0)
+    with pytest.raises(ValueError, match="num_tokens: 129, expected 0 to 128"):
+        blocks.trim(129)
+    with pytest.raises(ValueError, match="index: 1, expected 0 to 0"):
+        blocks.save(1, np.empty(blocks.block_bytes, np.uint8))
+    with pytest.raises(ValueError, match="num_tokens: 0, expected 1 to 128"):
+        blocks.load(np.zeros(blocks.block_bytes, np.uint8), 0)
+    with pytest.raises(ValueError, match="block: shape"):
+        blocks.load(np.zeros(7, np.uint8), 128)
+    q = np.zeros((1, 5, 64), np.float32)
+    with pytest.raises(ValueError, match="keys: 2 heads, expected a divisor"):
+        ck.turboquant_attention(blocks, q, rows, rows, 4, 1.0, np.empty_like(q))
