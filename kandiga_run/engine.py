@@ -27,7 +27,7 @@ EngineName = Literal["auto", "native", "mlx"]
 Residency = Literal["auto", "mapped", "owned"]
 Check = Literal["first-touch", "always", "off"]
 
-#: Tokens of a prefill chunk; engines size their buffers for it.
+#: Tokens of a prefill chunk, unless an engine gains from longer ones.
 PREFILL_CHUNK = 512
 
 #: Architectures of the native engine: `model_type` of config.json.
@@ -71,6 +71,8 @@ class Engine(Protocol):
     name: str
     vocab_size: int
     stats: RunStats
+    #: tokens of a prompt that are best given to `forward` at once
+    prefill_chunk: int
 
     def new_state(self, max_tokens: int) -> State:
         """Return an empty state with room for `max_tokens` tokens."""

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kandiga_run.detokenizer import StreamingDetokenizer
-from kandiga_run.engine import PREFILL_CHUNK, Engine, State
+from kandiga_run.engine import Engine, State
 from kandiga_run.errors import RunError
 from kandiga_run.sampling import Sampler, SamplingOptions
 from kandiga_run.stats import RunStats
@@ -37,8 +37,9 @@ class GenerateOptions:
     #: Tokens that end the answer; they give no text.
     stop_token_ids: frozenset[int] = frozenset()
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
-    #: Tokens a prefill step computes together, each expert read once for all of them.
-    prefill_chunk: int = PREFILL_CHUNK
+    #: Tokens a prefill step computes together, each expert read once for all of them; by default
+    #: what the engine likes best.
+    prefill_chunk: int | None = None
     #: Ask for log probabilities, and for this many alternatives a token.
     logprobs: int | None = None
     #: Tokens the model was made for; the answer ends there with "length".
@@ -48,7 +49,7 @@ class GenerateOptions:
         """Raise RunError for values that cannot work."""
         if self.max_tokens < 1:
             raise RunError(f"max_tokens {self.max_tokens}: wanted 1 or more")
-        if self.prefill_chunk < 1:
+        if self.prefill_chunk is not None and self.prefill_chunk < 1:
             raise RunError(f"prefill_chunk {self.prefill_chunk}: wanted 1 or more")
         if "" in self.stop:
             raise RunError("stop: an empty string would stop before the first token")
@@ -211,8 +212,9 @@ class Generation(Iterator[Token]):
         prompt = np.asarray(self.prompt_tokens, dtype=np.int32)
         before, started = stats.snapshot(), perf_counter()
         # The last chunk is never empty: a prompt has at least one token.
-        for start in range(0, total, self._options.prefill_chunk):
-            chunk = prompt[start : start + self._options.prefill_chunk]
+        step = self._options.prefill_chunk or self._engine.prefill_chunk
+        for start in range(0, total, step):
+            chunk = prompt[start : start + step]
             logits = self._engine.forward(chunk, self.state)
             stats.prompt_tokens += len(chunk)
             self.stats.prompt_tokens += len(chunk)

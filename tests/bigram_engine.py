@@ -44,6 +44,7 @@ class BigramEngine:
     """Predicts from pair counts; records the size of every chunk it was given."""
 
     name = "bigram"
+    prefill_chunk = 512
 
     def __init__(self, token_ids: Sequence[int], vocab_size: int) -> None:
         self.vocab_size = vocab_size

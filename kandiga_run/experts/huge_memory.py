@@ -16,10 +16,10 @@ class HugeMemory:
     """Zeroed private memory that begins at a huge page.
 
     Address space is reserved at once and costs nothing; memory is charged where it is first
-    written, a huge page at a time where the system has them.
+    written, a huge page at a time where the system has them (or never, with huge=False).
     """
 
-    def __init__(self, nbytes: int) -> None:
+    def __init__(self, nbytes: int, *, huge: bool = True) -> None:
         self._memory = mmap.mmap(-1, nbytes + HUGE_PAGE, flags=_map_flags())
         whole = memoryview(self._memory)
         address = address_of(whole)
@@ -31,7 +31,8 @@ class HugeMemory:
         if hasattr(mmap, "MADV_HUGEPAGE"):
             # Refused by kernels built without transparent huge pages.
             with suppress(OSError):
-                self._memory.madvise(mmap.MADV_HUGEPAGE, self._start, nbytes)
+                advice = mmap.MADV_HUGEPAGE if huge else mmap.MADV_NOHUGEPAGE
+                self._memory.madvise(advice, self._start, max(nbytes, 1))
 
     def give_back(self, start: int, end: int) -> None:
         """Return the whole pages within [start, end) to the system; they read as zeros again."""

@@ -124,6 +124,9 @@ class MappedStore:
                     self._known.add(layer, expert)
             yield [(expert, addresses[expert]) for expert in arrived]
 
+    def expect_most_of_next(self, layer: int) -> None:
+        """Do nothing: mapped experts are in memory, or come once."""
+
     def resize(self, budget_bytes: int) -> None:
         """Do nothing: mapped pages belong to the kernel, which takes them back when it must."""
 

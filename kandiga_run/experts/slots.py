@@ -38,6 +38,13 @@ class SlotPool:
         self._pinned.add(key)
         return True
 
+    def touch(self, key: Key) -> bool:
+        """Make an expert that has a slot the most recently used; False when it has none."""
+        if key not in self._slot_of:
+            return False
+        self._slot_of.move_to_end(key)
+        return True
+
     def addresses(self, keys: list[Key]) -> list[int] | None:
         """Return where experts' slots begin, used at this moment; None when one has none."""
         slot_of = self._slot_of

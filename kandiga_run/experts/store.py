@@ -78,6 +78,12 @@ class ExpertStore(Protocol):
         the addresses are valid until the next call of this store.
         """
 
+    def expect_most_of_next(self, layer: int) -> None:
+        """Take note that the layer after this one will want nearly all experts, and soon.
+
+        True of every chunk of a prompt in which each expert serves several tokens.
+        """
+
     def resize(self, budget_bytes: int) -> None:
         """Give memory back, or take more, up to the budget the store was opened with.
 

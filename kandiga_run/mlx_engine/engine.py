@@ -35,6 +35,7 @@ class MlxEngine:
     """
 
     name = "mlx"
+    prefill_chunk = PREFILL_CHUNK
 
     def __init__(
         self,

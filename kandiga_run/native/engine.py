@@ -18,11 +18,12 @@ from kandiga_run.experts.owned import smallest_budget
 from kandiga_run.experts.store import open_store_for
 from kandiga_run.kv.formats import KVPlan
 from kandiga_run.memory import memory_use
-from kandiga_run.memory_budget import FixedBytes, bytes_for_experts
+from kandiga_run.memory_budget import FixedBytes
 from kandiga_run.native.architectures import ARCHITECTURES
 from kandiga_run.native.builder import Builder
 from kandiga_run.native.decoder import Decoder
 from kandiga_run.native.dense_copy import DenseCopy
+from kandiga_run.native.memory_plan import FEW_ROWS, MANY_ROWS, MemoryPlan
 from kandiga_run.native.scratch import Scratch
 from kandiga_run.native.state import NativeState
 from kandiga_run.native.warm import bring_in_dense, expect_huge_pages, expect_single_rows
@@ -77,7 +78,8 @@ class NativeEngine:
             expect_huge_pages(model)
         else:
             expect_single_rows(model, model.dense)
-        scratch = Scratch(PREFILL_CHUNK)
+        rows = MANY_ROWS if self._store.residency == "owned" else PREFILL_CHUNK
+        scratch = Scratch(rows)
         builder = Builder(model, weights, self._store, scratch, options.num_experts_per_token)
         self._decoder: Decoder | None = ARCHITECTURES[model.architecture](builder)
         self.vocab_size = self._decoder.vocab_size
@@ -89,7 +91,11 @@ class NativeEngine:
         self._kv = KVPlan(options.kv, dtype, options.kv_qjl, options.kv_protect)
         self.stats.kv = self._kv.name
         self._weights = weights
-        self._scratch_bytes = scratch.nbytes
+        self._scratch_bytes = scratch.bytes_for(FEW_ROWS)
+        self.prefill_chunk = rows
+        self._plan = MemoryPlan(
+            options.memory_bytes, scratch, self._store, smallest_budget(model.container)
+        )
         self._states: weakref.WeakSet[NativeState] = weakref.WeakSet()
         self._share_memory(options.state_tokens)
         if copy is None:
@@ -116,7 +122,7 @@ class NativeEngine:
     ) -> NDArray[np.float32]:
         """Append tokens (T,) to the state; return logits (T, vocab_size), or (1, vocab_size).
 
-        Long inputs are computed in chunks of PREFILL_CHUNK.
+        Long inputs are computed in chunks, the largest that memory has room for.
         """
         self._has_computed = True
         decoder = self._open_decoder()
@@ -128,9 +134,13 @@ class NativeEngine:
         num_tokens = tokens.shape[0]
         num_rows = num_tokens if logits == "all" else 1
         out = np.empty((num_rows, self.vocab_size), np.float32)
-        with self._model.files.used(), timed_forward(self.stats):
-            for start in range(0, num_tokens, PREFILL_CHUNK):
-                end = min(start + PREFILL_CHUNK, num_tokens)
+        with (
+            self._model.files.used(),
+            timed_forward(self.stats),
+            self._plan.chunk_rows(num_tokens) as rows,
+        ):
+            for start in range(0, num_tokens, rows):
+                end = min(start + rows, num_tokens)
                 if logits == "all":
                     decoder.forward(tokens[start:end], state, out[start:end])
                 else:
@@ -157,8 +167,7 @@ class NativeEngine:
         States that are alive count in full, as if their sequences had reached max_tokens: the
         budget holds at the end of a conversation too.
         """
-        budget_bytes = self._options.memory_bytes
-        if budget_bytes is None:
+        if self._options.memory_bytes is None:
             return
         decoder = self._open_decoder()
         lengths = [new_state_tokens, *(state.max_tokens for state in self._states)]
@@ -169,8 +178,7 @@ class NativeEngine:
             buffers=self._scratch_bytes,
             kv_cache=sum(decoder.state_bytes(length, self._kv) for length in lengths),
         )
-        least_bytes = smallest_budget(self._model.container)
-        self._store.resize(bytes_for_experts(budget_bytes, fixed, least_bytes, kv_tokens=tokens))
+        self._plan.share(fixed, kv_tokens=tokens)
 
 
 def _kv_dtype(model: Model, choice: Literal["auto", "f16", "f32"]) -> np.dtype[np.generic]:

@@ -8,10 +8,13 @@ system charges only the part that chunks really touch.
 
 from __future__ import annotations
 
+import mmap
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
+
+from kandiga_run.experts.huge_memory import HugeMemory
 
 _ALIGN = 64  # a cache line, and the widest vector register
 
@@ -27,7 +30,7 @@ class Scratch:
         self.max_rows = max_rows
         self._bytes: dict[str, int] = {}
         self._offsets: dict[str, int] = {}
-        self._memory: NDArray[np.uint8] | None = None
+        self._memory: HugeMemory | None = None
         self._views: dict[tuple[Any, ...], NDArray[Any]] = {}
 
     def declare(self, name: str, width: int, dtype: DTypeLike = np.float32) -> None:
@@ -35,7 +38,7 @@ class Scratch:
         self.declare_bytes(name, self.max_rows * width * np.dtype(dtype).itemsize)
 
     def declare_bytes(self, name: str, nbytes: int) -> None:
-        """Announce a buffer whose size does not follow from the number of rows."""
+        """Announce a buffer by its size for `max_rows`; fewer rows use less of its beginning."""
         if self._memory is not None:
             raise RuntimeError(f"scratch {name!r} declared after the first use of another buffer")
         nbytes = -(-nbytes // _ALIGN) * _ALIGN
@@ -47,6 +50,22 @@ class Scratch:
         by_group = self._bytes_by_group()
         without_group = by_group.pop("", 0)
         return without_group + max(by_group.values(), default=0)
+
+    def bytes_for(self, num_rows: int) -> int:
+        """Return the memory that chunks of up to `num_rows` touch, rounded up to pages."""
+        totals: dict[str, int] = {}
+        for name, nbytes in self._bytes.items():
+            part = -(-nbytes * num_rows // self.max_rows)
+            # A buffer begins and ends within a page.
+            part = min(nbytes, (part // mmap.PAGESIZE + 2) * mmap.PAGESIZE)
+            totals[_group(name)] = totals.get(_group(name), 0) + part
+        # Buffers of groups lie over each other, and smaller ones have other beginnings.
+        return min(self.nbytes, sum(totals.values()))
+
+    def give_back(self) -> None:
+        """Return the memory to the system; buffers keep their places, their values are lost."""
+        if self._memory is not None:
+            self._memory.give_back(0, len(self._memory.view))
 
     def rows(
         self, name: str, num_rows: int, *shape: int, dtype: DTypeLike = np.float32
@@ -69,9 +88,10 @@ class Scratch:
         if self._memory is None:
             self._memory = self._allocate()
         start = self._offsets[name]
-        return self._memory[start : start + needed].view(dtype).reshape(shape)
+        data = self._memory.view[start : start + needed]
+        return np.frombuffer(data, dtype).reshape(shape)
 
-    def _allocate(self) -> NDArray[np.uint8]:
+    def _allocate(self) -> HugeMemory:
         """Place every buffer: first those without a group, then each group over the others."""
         first_of_groups = self._bytes_by_group().get("", 0)
         ends: dict[str, int] = {"": 0}
@@ -79,8 +99,9 @@ class Scratch:
             group = _group(name)
             self._offsets[name] = ends.setdefault(group, first_of_groups)
             ends[group] += nbytes
-        memory = np.empty(self.nbytes + _ALIGN, np.uint8)
-        return memory[-memory.ctypes.data % _ALIGN :]
+        # Small pages: a token touches the beginning of every buffer, which would be as many huge
+        # pages.
+        return HugeMemory(self.nbytes, huge=False)
 
     def _bytes_by_group(self) -> dict[str, int]:
         totals: dict[str, int] = {}

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from fetching import arrived
+from formats import KexpError
 from formats.direct import DirectFile
 from kandiga_run.container import Model
 from kandiga_run.errors import RunError
@@ -189,3 +191,56 @@ def test_experts_with_slots_need_no_fetch(model: Model) -> None:
     assert store.addresses(0, np.array([1], np.int32)) is None
     assert store.addresses(0, np.array([4], np.int32)) is not None
     store.close()
+
+
+def test_what_was_read_ahead_is_not_read_again(model: Model) -> None:
+    store = OwnedStore(model.container, 8 * model.container.layout(0).block_bytes)
+    store.read_ahead(1, [6, 2, 5])
+    assert store.stats.experts_read == 3
+    assert store.addresses(1, np.array([2], np.int32)) is None  # it may be half written
+    assert sorted(arrived(store, model.container, 1, [2, 3, 6])) == [2, 3, 6]
+    assert store.stats.experts_read == 4
+    assert arrived(store, model.container, 1, [5]) == [5]  # nobody wanted it, and there it is
+    assert store.stats.experts_read in (4, 5)
+    store.close()
+
+
+def test_reading_ahead_for_a_layer_that_does_not_come(model: Model) -> None:
+    store = OwnedStore(model.container, 4 * model.container.layout(0).block_bytes)
+    store.read_ahead(1, [0, 1, 2, 3])  # as far as half of the slots
+    assert store.stats.experts_read == 2
+    everything = list(range(8))
+    for layer in (0, 1):
+        assert sorted(arrived(store, model.container, layer, everything)) == everything
+    store.read_ahead(0, [1])
+    store.resize(smallest_budget(model.container))
+    store.expect_most_of_next(0)
+    assert sorted(arrived(store, model.container, 1, everything)) == everything
+    store.expect_most_of_next(1)  # the last layer
+    store.read_ahead(0, [3])
+    store.close()
+
+
+def test_damage_read_ahead_matters_only_if_wanted(packed: PackedModels, tmp_path: Path) -> None:
+    folder = shutil.copytree(packed("mixtral").container, tmp_path / "container")
+    with Model.open(folder) as model:
+        extent = model.container.extent(1, 4)
+        path = model.container.shards[extent.shard].path
+    with path.open("r+b") as file:
+        file.seek(extent.offset_bytes + 10)
+        byte = file.read(1)
+        file.seek(extent.offset_bytes + 10)
+        file.write(bytes([byte[0] ^ 4]))
+    with Model.open(folder) as model:
+        store = OwnedStore(model.container, 8 * model.container.layout(0).block_bytes)
+        for _ in range(2):
+            store.read_ahead(1, [4, 2])
+            assert arrived(store, model.container, 1, [2]) == [2]
+        store.read_ahead(1, [4])
+        with (
+            pytest.raises(KexpError, match="layer 1 expert 4"),
+            store.fetch(1, np.array([4, 3], np.int32)) as arrivals,
+        ):
+            list(arrivals)
+        assert sorted(arrived(store, model.container, 1, [2, 3])) == [2, 3]
+        store.close()

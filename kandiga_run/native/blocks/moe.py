@@ -29,6 +29,9 @@ from kandiga_run.native.weights import Weights
 
 Array = NDArray[np.float32]
 
+# From here on a chunk leaves out few experts of a layer: 2 % if all are chosen equally often.
+_CHOICES_AN_EXPERT = 4
+
 
 class SharedExpert:
     """An expert every token uses, scaled by the sigmoid of its own gate."""
@@ -81,6 +84,7 @@ class MoE:
         self._layer = layer
         self._layout = layout
         self._top_k = top_k
+        self._num_experts = router.num_experts
         self._scratch = scratch
         self._shared_expert = shared_expert
         scratch.declare("feed_forward/results", top_k * layout.hidden_size)
@@ -112,6 +116,8 @@ class MoE:
                 self._add_shared_expert(num_tokens, out)  # while the reads are in flight
                 for batch in arrivals.batches():
                     compute_batch(self._layout, batch, assignment, x, results, workspace)
+            if num_tokens * self._top_k >= _CHOICES_AN_EXPERT * self._num_experts:
+                self._store.expect_most_of_next(self._layer)
         label_time(TIME_EXPERTS)
         moe_combine(results, scores, assignment.order, out)
 

@@ -36,7 +36,7 @@ class Router:
         scratch: Scratch,
     ) -> None:
         self._matrix = weights.linear(name, num_experts, hidden_size, chooses=True)
-        self._num_experts = num_experts
+        self.num_experts = num_experts
         self._top_k = top_k
         self._mode = mode
         self._scratch = scratch
@@ -48,7 +48,7 @@ class Router:
     def bind(self, x: Array) -> None:
         """Fix where `forward` finds x (max_rows, H)."""
         scratch, shape = self._scratch, (self._scratch.max_rows, self._top_k)
-        logits = scratch.rows("feed_forward/router_logits", scratch.max_rows, self._num_experts)
+        logits = scratch.rows("feed_forward/router_logits", scratch.max_rows, self.num_experts)
         self._indices = scratch.rows("feed_forward/router_experts", *shape, dtype=np.int32)
         self._scores = scratch.rows("feed_forward/router_scores", *shape)
         self._order = scratch.rows("feed_forward/result_order", *shape, dtype=np.int32)
