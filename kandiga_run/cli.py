@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kandiga_run.bench.command import bench
 from kandiga_run.cli_options import (
     Invocation,
+    engine_arguments,
     engine_options,
     output_options,
     sampling_options,
@@ -153,13 +155,15 @@ def chat(
         ).run()
 
 
+cli.add_command(bench)
+
+
 def _tokenizer(model: Path, choices: dict[str, Any], output: Output) -> tuple[Path, Prompts]:
     """Find the model's folder and read its tokenizer.
 
     Before the engine: the budget counts what the tokenizer takes, and room for the prompt.
     """
-    if choices["fast"] and choices["num_experts_per_token"] is not None:
-        raise click.UsageError("--fast and --experts both choose the experts: give one of them")
+    engine_arguments(choices)  # a mistake in them is told before anything is read
     from formats import open_set
     from formats.published import local_set
     from kandiga_run.prompts import Prompts
@@ -182,20 +186,7 @@ def _engine(
     from kandiga_run.engine import load_engine
     from kandiga_run.report import departure_notice
 
-    engine = load_engine(
-        folder,
-        engine=choices["engine"],
-        residency=choices["residency"],
-        memory_bytes=choices["memory_bytes"],
-        num_experts_per_token="fast" if choices["fast"] else choices["num_experts_per_token"],
-        check=choices["check"],
-        num_threads=choices["num_threads"],
-        arithmetic=choices["arithmetic"],
-        state_tokens=state_tokens,
-        kv=choices["kv"],
-        kv_qjl=choices["kv_qjl"],
-        kv_protect=choices["kv_protect"],
-    )
+    engine = load_engine(folder, **engine_arguments(choices), state_tokens=state_tokens)
     with closing(engine):
         if notice := departure_notice(engine.stats):
             output.notice(notice)

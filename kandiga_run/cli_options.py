@@ -37,6 +37,45 @@ class Size(click.ParamType[int]):
             self.fail(str(error), param, ctx)
 
 
+class Sizes(click.ParamType[tuple[int, ...]]):
+    """Amounts of memory separated by commas."""
+
+    name = "SIZE,..."
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        """Return bytes, one number a size."""
+        if not isinstance(value, str):
+            return tuple(value)
+        return tuple(Size().convert(part, param, ctx) for part in value.split(","))
+
+
+class Counts(click.ParamType[tuple[int, ...]]):
+    """Numbers of tokens separated by commas; K after a number is 1024."""
+
+    name = "N,..."
+
+    def __init__(self, least: int) -> None:
+        self._least = least
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        """Return the numbers in the order given."""
+        if not isinstance(value, str):
+            return tuple(value)
+        return tuple(self._number(part.strip(), param, ctx) for part in value.split(","))
+
+    def _number(self, text: str, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        digits, factor = (text[:-1], 1024) if text[-1:] in ("k", "K") else (text, 1)
+        if not digits.isdecimal() or int(digits) * factor < self._least:
+            self.fail(
+                f"{text!r}: wanted a number from {self._least} on, like 512 or 4K", param, ctx
+            )
+        return int(digits) * factor
+
+
 def _set_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     ctx.ensure_object(Invocation).is_debug |= value
 
@@ -196,8 +235,7 @@ engine_options = _options(
     ),
 )
 
-output_options = _options(
-    click.option("--stats", "shows_stats", is_flag=True, help="Print the figures to stderr."),
+quiet_options = _options(
     click.option("--quiet", "-q", is_flag=True, help="Print answers and errors only."),
     click.option(
         "--debug",
@@ -207,3 +245,27 @@ output_options = _options(
         help="Print the traceback of a failure.",
     ),
 )
+
+output_options = _options(
+    click.option("--stats", "shows_stats", is_flag=True, help="Print the figures to stderr."),
+    quiet_options,
+)
+
+
+def engine_arguments(choices: dict[str, Any]) -> dict[str, Any]:
+    """Return the keyword arguments of `load_engine` that `engine_options` stand for."""
+    if choices["fast"] and choices["num_experts_per_token"] is not None:
+        raise click.UsageError("--fast and --experts both choose the experts: give one of them")
+    names = (
+        "engine",
+        "residency",
+        "memory_bytes",
+        "check",
+        "arithmetic",
+        "num_threads",
+        "kv",
+        "kv_qjl",
+        "kv_protect",
+    )
+    num_experts = "fast" if choices["fast"] else choices["num_experts_per_token"]
+    return {**{name: choices[name] for name in names}, "num_experts_per_token": num_experts}

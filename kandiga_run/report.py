@@ -9,7 +9,8 @@ from kandiga_run.engine import Engine, State
 from kandiga_run.generation import GenerationStats
 from kandiga_run.memory import MemoryUse, memory_use
 from kandiga_run.sizes import format_size
-from kandiga_run.stats import KERNEL_TIMES, RunStats
+from kandiga_run.stats import RunStats
+from kandiga_run.time_split import time_split_json
 
 
 def stats_json(engine: Engine, state: State, stats: GenerationStats) -> dict[str, Any]:
@@ -125,17 +126,6 @@ def _phase_json(
         "time_split": time_split_json(run),
         "device_waits": run.device_waits,
         "device_wait_seconds": run.device_wait_seconds,
-    }
-
-
-def time_split_json(run: RunStats) -> dict[str, float]:
-    """Return the seconds of a phase by what they were spent on; they do not overlap."""
-    kernels = {name.removesuffix("_seconds"): getattr(run, name) for name in KERNEL_TIMES}
-    return {
-        **kernels,
-        "read_wait": run.read_wait_seconds,
-        "sampling": run.sampling_seconds,
-        "other": run.other_seconds,
     }
 
 

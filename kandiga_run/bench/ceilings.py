@@ -123,18 +123,10 @@ def kernel_ceiling(
 
 def _memory_speed(num_bytes: int, seconds: float, *, huge: bool) -> tuple[float, bool]:
     """Return (bytes a second, whether most pages are huge) of the fastest way through memory."""
-    with _private_memory(num_bytes + _HUGE_PAGE) as memory:
-        whole = memoryview(memory)
-        start = -address_of(whole) % _HUGE_PAGE
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            advice = mmap.MADV_HUGEPAGE if huge else mmap.MADV_NOHUGEPAGE
-            memory.madvise(advice, start, num_bytes)
-        before = _huge_page_bytes()
-        with whole[start : start + num_bytes] as view:
-            best = _fastest_read(view, seconds)
-        is_huge = _huge_page_bytes() - before > num_bytes // 2
-        whole.release()
-    return num_bytes / best, is_huge
+    before = _huge_page_bytes()
+    memory = _huge_buffer(num_bytes) if huge else _small_buffer(num_bytes)
+    best = _fastest_read(memory, seconds)
+    return num_bytes / best, _huge_page_bytes() - before > num_bytes // 2
 
 
 def _fastest_read(memory: memoryview, seconds: float) -> float:
@@ -143,11 +135,6 @@ def _fastest_read(memory: memoryview, seconds: float) -> float:
     array.fill(1)  # pages that were never written are all the same page of zeros
     each = seconds / len(READ_ORDERS)
     return min(_best_seconds(partial(read_memory, array, order), each) for order in READ_ORDERS)
-
-
-def _private_memory(num_bytes: int) -> mmap.mmap:
-    # Python's default is shared memory, which has no transparent huge pages.
-    return mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 def _huge_page_bytes() -> int:
@@ -249,9 +236,19 @@ def _read_speed(
 
 def _huge_buffer(num_bytes: int) -> memoryview:
     """Return memory like the expert store's slots: aligned to huge pages, and of them."""
-    memory = _private_memory(num_bytes + _HUGE_PAGE)
+    return _buffer(num_bytes, getattr(mmap, "MADV_HUGEPAGE", None))
+
+
+def _small_buffer(num_bytes: int) -> memoryview:
+    return _buffer(num_bytes, getattr(mmap, "MADV_NOHUGEPAGE", None))
+
+
+def _buffer(num_bytes: int, advice: int | None) -> memoryview:
+    """Return memory that goes when the last view of it does, an interruption's included."""
+    # Python's default is shared memory, which has no transparent huge pages.
+    memory = mmap.mmap(-1, num_bytes + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     whole = memoryview(memory)
     start = -address_of(whole) % _HUGE_PAGE
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE, start, num_bytes)
+    if advice is not None:
+        memory.madvise(advice, start, num_bytes)
     return whole[start : start + num_bytes]

@@ -47,6 +47,11 @@ class AutoKVCache:
         return self._cache.length
 
     @property
+    def head_shape(self) -> tuple[int, int]:
+        """Return (num_kv_heads, head_dim)."""
+        return self._cache.head_shape
+
+    @property
     def nbytes(self) -> int:
         """Return the size of the arrays held."""
         return self._cache.nbytes

@@ -21,6 +21,10 @@ class KVCache(Protocol):
         """Return the number of tokens held."""
 
     @property
+    def head_shape(self) -> tuple[int, int]:
+        """Return (num_kv_heads, head_dim)."""
+
+    @property
     def nbytes(self) -> int:
         """Return the size of the arrays really held."""
 

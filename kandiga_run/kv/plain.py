@@ -37,6 +37,12 @@ class PlainKVCache:
         return "f16" if self._keys.dtype == np.float16 else "f32"
 
     @property
+    def head_shape(self) -> tuple[int, int]:
+        """Return (num_kv_heads, head_dim)."""
+        num_kv_heads, _, head_dim = self._keys.shape
+        return num_kv_heads, head_dim
+
+    @property
     def nbytes(self) -> int:
         """Return the size of both arrays."""
         return self._keys.nbytes + self._values.nbytes

@@ -83,6 +83,12 @@ class TurboQuantKVCache:
         return self._num_coded + self._num_uncoded + self._num_waiting
 
     @property
+    def head_shape(self) -> tuple[int, int]:
+        """Return (num_kv_heads, head_dim)."""
+        num_kv_heads, _, head_dim = self._keys.shape
+        return num_kv_heads, head_dim
+
+    @property
     def nbytes(self) -> int:
         """Return the size of sinks, tail and blocks."""
         return self._keys.nbytes + self._values.nbytes + self._blocks.nbytes

@@ -26,6 +26,7 @@ from kandiga_run.native.dense_copy import DenseCopy
 from kandiga_run.native.memory_plan import FEW_ROWS, MANY_ROWS, MemoryPlan
 from kandiga_run.native.scratch import Scratch
 from kandiga_run.native.state import NativeState
+from kandiga_run.native.token_work import TokenWork, expert_work
 from kandiga_run.native.warm import bring_in_dense, expect_huge_pages, expect_single_rows
 from kandiga_run.native.weights import Weights
 from kandiga_run.stats import RunStats
@@ -147,6 +148,21 @@ class NativeEngine:
                     decoder.forward(tokens[start:end], state, out if end == num_tokens else None)
             self._model.dense_watch.require()
         return out
+
+    def token_work(self, depth: int) -> TokenWork:
+        """Return what one token needs that follows `depth` others."""
+        used = self.stats.num_experts_per_token
+        expert_bytes, expert_multiply_adds = expert_work(self._model, used)
+        head = self.vocab_size * self._model.text_config.positive("hidden_size")
+        return TokenWork(
+            dense_bytes=self._weights.nbytes,
+            expert_bytes=expert_bytes,
+            bytes_per_expert=expert_bytes / (used * max(1, len(self._model.container.layers))),
+            state_bytes=self._open_decoder().state_bytes(depth, self._kv),
+            dense_multiply_adds=self._weights.multiply_adds - head,
+            head_multiply_adds=head,
+            expert_multiply_adds=expert_multiply_adds,
+        )
 
     def close(self) -> None:
         """Release threads, memory and files."""

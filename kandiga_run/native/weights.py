@@ -38,6 +38,8 @@ class Weights:
         self.used: set[str] = set()
         #: those of them of which a token touches one row: an embedding that is not the head too
         self.by_row: set[str] = set()
+        #: of one token with all matrices taken so far
+        self.multiply_adds = 0
         self._ignored: set[str] = set()
         #: Added to norm weights: 1 for checkpoints that store them relative to one.
         self.norm_offset = 0.0
@@ -77,6 +79,7 @@ class Weights:
 
         RunError when tensors are missing, of another shape, or in a mode the kernels lack.
         """
+        self.multiply_adds += out_features * in_features
         bias_values = self.vector(f"{name}.bias", out_features) if bias else None
         if f"{name}.scales" in self:
             arithmetic = "int16" if chooses and self.arithmetic == "int8" else self.arithmetic
@@ -99,6 +102,7 @@ class Weights:
         matrix = self.linear(name, num_rows, num_columns)
         self._copy = copy
         self.by_row.update(self.used - before)
+        self.multiply_adds -= num_rows * num_columns
         return matrix
 
     def vector(self, name: str, *shape: int) -> NDArray[np.float32]:

@@ -1,0 +1,73 @@
+"""The machine and the programs a measurement was made with."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from cython_kernels import available_isas, cpu_count
+from kandiga_run.memory import physical_bytes
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What figures must be quoted with."""
+
+    cpu: str
+    num_cpus: int
+    memory_bytes: int
+    system: str
+    isas: tuple[str, ...]
+    #: "always", "madvise" or "never"; None where there is no such setting
+    transparent_huge_pages: str | None
+    #: processes that ran or wanted to, averaged over the last minute before the measurement
+    load: float
+    versions: dict[str, str]
+
+
+def this_machine() -> Machine:
+    """Return what this machine is."""
+    return Machine(
+        cpu=_cpu_name(),
+        num_cpus=cpu_count(),
+        memory_bytes=physical_bytes(),
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        isas=available_isas(),
+        transparent_huge_pages=_huge_page_setting(),
+        load=os.getloadavg()[0],
+        versions={
+            "kandiga-kexp": _version("kandiga-kexp"),
+            "python": platform.python_version(),
+            "numpy": _version("numpy"),
+        },
+    )
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()  # aarch64 kernels give no name
+
+
+def _huge_page_setting() -> str | None:
+    if sys.platform != "linux":
+        return None
+    try:
+        text = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+    except OSError:
+        return None
+    return text.partition("[")[2].partition("]")[0] or None
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
