@@ -45,13 +45,15 @@ static int request_tiles(void) {
     return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
 }
 
-/* Processor (leaf 7: AMX-BF16, AMX-TILE), system (XCR0: tile configuration and data), process. */
+/* Processor (leaf 7), system (XCR0: tile configuration and data), process. */
 static int has_amx(void) {
-    enum { AMX_BF16 = 1 << 22, AMX_TILE = 1 << 24, AVX512_VBMI = 1 << 1, XCR0_TILES = 3 << 17 };
+    enum { AMX_BF16 = 1 << 22, AMX_TILE = 1 << 24, AMX_INT8 = 1 << 25 };
+    enum { AVX512_VBMI = 1 << 1, XCR0_TILES = 3 << 17 };
+    const unsigned amx = AMX_BF16 | AMX_TILE | AMX_INT8;
     unsigned eax, ebx, ecx, edx, xcr0, xcr0_high;
     if (!has_avx512() || !__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx))
         return 0;
-    if ((edx & AMX_BF16) == 0 || (edx & AMX_TILE) == 0 || (ecx & AVX512_VBMI) == 0)
+    if ((edx & amx) != amx || (ecx & AVX512_VBMI) == 0)
         return 0;
     __asm__("xgetbv" : "=a"(xcr0), "=d"(xcr0_high) : "c"(0));
     return (xcr0 & XCR0_TILES) == XCR0_TILES && request_tiles();

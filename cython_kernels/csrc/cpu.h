@@ -6,7 +6,7 @@ enum kandiga_isa {
     KANDIGA_ISA_SCALAR,
     KANDIGA_ISA_AVX2,   /* AVX2, FMA, F16C */
     KANDIGA_ISA_AVX512, /* AVX-512 F, BW, VL, DQ, and everything AVX2 needs */
-    KANDIGA_ISA_AMX,    /* AMX-BF16, AVX-512 VBMI, and everything AVX512 needs */
+    KANDIGA_ISA_AMX,    /* AMX-BF16 and AMX-INT8, AVX-512 VBMI, and everything AVX512 needs */
     KANDIGA_ISA_NEON,   /* aarch64 baseline */
     KANDIGA_NUM_ISAS,
 };

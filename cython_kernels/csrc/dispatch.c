@@ -4,7 +4,7 @@
 
 struct quant_ops kandiga_quant;
 struct vector_ops kandiga_vector;
-struct gemm_ops kandiga_gemm;
+struct gemm_ops kandiga_gemm, kandiga_gemm_int;
 struct turboquant_ops kandiga_turboquant;
 static int selected = KANDIGA_ISA_SCALAR;
 
@@ -45,10 +45,12 @@ void kandiga_select_isa(int isa) {
 #endif
     merge(&kandiga_quant, quant, &kandiga_quant_scalar, sizeof kandiga_quant);
     merge(&kandiga_vector, vector, &kandiga_vector_scalar, sizeof kandiga_vector);
-    kandiga_gemm = (struct gemm_ops){0};
+    kandiga_gemm = kandiga_gemm_int = (struct gemm_ops){0};
 #ifdef KANDIGA_HAVE_AMX
-    if (isa == KANDIGA_ISA_AMX)
+    if (isa == KANDIGA_ISA_AMX) {
         kandiga_gemm = kandiga_gemm_amx;
+        kandiga_gemm_int = kandiga_gemm_int_amx;
+    }
 #endif
     kandiga_turboquant = *turboquant;
     selected = isa;

@@ -12,9 +12,14 @@
  */
 extern struct quant_ops kandiga_quant;
 extern struct vector_ops kandiga_vector;
-/* All NULL unless the instruction set has a matrix unit. */
-extern struct gemm_ops kandiga_gemm;
+/* For exact and for integer arithmetic. All NULL unless the instruction set has a matrix unit. */
+extern struct gemm_ops kandiga_gemm, kandiga_gemm_int;
 extern struct turboquant_ops kandiga_turboquant;
+
+/* The table for the arithmetic of the matrix. */
+static inline const struct gemm_ops* kandiga_gemm_of(const struct kandiga_matrix* w) {
+    return w->arithmetic == KANDIGA_EXACT ? &kandiga_gemm : &kandiga_gemm_int;
+}
 
 /* The two steps of y = x W^T in the arithmetic of the matrix. */
 static inline void kandiga_prepare(const struct kandiga_matrix* w, const float* x,

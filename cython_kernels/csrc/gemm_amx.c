@@ -9,30 +9,16 @@
  * columns. The tile of one group is stored, scaled in float32 and added to the sums, while the unit
  * works on the next group. A code passes through registers once for all panels of a call.
  */
-#include "gemm_ops.h"
-#include "quant_windows.h"
-#include "simd_avx512.h"
-#include "vector_math.inc"
-
-#define INLINE static inline __attribute__((always_inline))
-#define NOINLINE static __attribute__((noinline))
+#include "gemm_amx_common.inc"
 
 enum {
-    UNIT = 32,  /* columns of a tile: 16 pairs of bfloat16 */
-    TILE = 16,  /* rows of a tile, and its 32-bit columns: tokens */
-    BLOCK = 32, /* rows of W computed together: two tiles share each tile of x */
-    /* Columns unpacked at a time: a cache line of 4-bit codes, and the longest group. */
-    SLAB = 128,
+    UNIT = 32, /* columns of a tile: 16 pairs of bfloat16 */
     SLAB_UNITS = SLAB / UNIT,
     PLANES = 3,
-    TILE_BYTES = 1024,
     UNIT_BYTES = PLANES * TILE_BYTES, /* of a panel */
-    CHUNK_COLUMNS = 2048,             /* columns whose scales are at hand as float32 */
-    CHUNK_GROUPS = CHUNK_COLUMNS / UNIT,
 };
 
 typedef uint16_t weight_tiles[SLAB_UNITS][BLOCK][UNIT]; /* the columns of a slab as bfloat16 */
-typedef float block_sums[BLOCK][TILE];                  /* one panel's */
 typedef float tile_sums[2][TILE][TILE];
 
 /*
@@ -41,10 +27,6 @@ typedef float tile_sums[2][TILE][TILE];
  */
 INLINE int column_at(int quantized, int position) {
     return quantized ? 4 * (position % 8) + position / 8 : position;
-}
-
-static inline size_t min_size(size_t a, size_t b) {
-    return a < b ? a : b;
 }
 
 /* Units of a panel, padded with zeros to whole slabs. */
@@ -72,38 +54,6 @@ static size_t panel_bytes(const struct kandiga_matrix* w) {
     return sums_offset(w, 256);
 }
 
-/* rows[i][j] becomes rows[j][i]. */
-INLINE void transpose(vf rows[16]) {
-    vf t[16];
-#pragma GCC unroll 8
-    for (int i = 0; i < 16; i += 2) {
-        t[i] = _mm512_unpacklo_ps(rows[i], rows[i + 1]);
-        t[i + 1] = _mm512_unpackhi_ps(rows[i], rows[i + 1]);
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < 16; i += 4) {
-        for (int j = 0; j < 2; j++) {
-            const __m512d a = _mm512_castps_pd(t[i + j]), b = _mm512_castps_pd(t[i + 2 + j]);
-            rows[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
-            rows[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
-        }
-    }
-    /* Now rows[4 b + c] holds columns c, c + 4, c + 8, c + 12 of rows 4 b to 4 b + 3. */
-#pragma GCC unroll 4
-    for (int c = 0; c < 4; c++) {
-        const vf ab_low = _mm512_shuffle_f32x4(rows[c], rows[4 + c], 0x88);
-        const vf ab_high = _mm512_shuffle_f32x4(rows[c], rows[4 + c], 0xdd);
-        const vf cd_low = _mm512_shuffle_f32x4(rows[8 + c], rows[12 + c], 0x88);
-        const vf cd_high = _mm512_shuffle_f32x4(rows[8 + c], rows[12 + c], 0xdd);
-        t[c] = _mm512_shuffle_f32x4(ab_low, cd_low, 0x88);
-        t[8 + c] = _mm512_shuffle_f32x4(ab_low, cd_low, 0xdd);
-        t[4 + c] = _mm512_shuffle_f32x4(ab_high, cd_high, 0x88);
-        t[12 + c] = _mm512_shuffle_f32x4(ab_high, cd_high, 0xdd);
-    }
-    for (int i = 0; i < 16; i++)
-        rows[i] = t[i];
-}
-
 /* Bringing x into panels. */
 
 INLINE __m512i bits_of(vf x) {
@@ -122,15 +72,6 @@ INLINE void split(vf x, vf plane[PLANES]) {
     const vf rest = _mm512_sub_ps(x, plane[0]);
     plane[1] = upper(rest);
     plane[2] = _mm512_sub_ps(rest, plane[1]);
-}
-
-/* Columns `begin` on of every token of the panel, transposed: out[i] is column i. */
-INLINE void load_columns(const float* const* x, size_t num_tokens, size_t begin, size_t columns,
-                         vf out[16]) {
-    const __mmask16 mask = vf_mask(min_size(columns, 16));
-    for (size_t t = 0; t < 16; t++)
-        out[t] = t < num_tokens ? _mm512_maskz_loadu_ps(mask, x[t] + begin) : vf_zero();
-    transpose(out);
 }
 
 /* One unit of columns; returns each token's sum over it. */
@@ -193,72 +134,9 @@ static void prepare(const struct kandiga_matrix* w, const float* const* x, size_
 
 #include "gemm_amx_unpack.inc"
 
-/* Scales or zeros of the block's rows, groups group to group + count, as float32; then zeros. */
-typedef float block_scales[BLOCK][CHUNK_GROUPS];
-
-static void load_scales(const struct kandiga_matrix* w, const void* numbers, const size_t* rows,
-                        size_t group, size_t count, block_scales out) {
-    size_t num_groups = w->in_features / (size_t)w->group_size;
-    for (size_t r = 0; r < BLOCK; r++) {
-        size_t index = rows[r] * num_groups + group;
-        for (size_t g = 0; g < count; g += 16) {
-            size_t n = min_size(count - g, 16);
-            vf values;
-            if (w->dtype == KANDIGA_F32)
-                values = vf_load_part((const float*)numbers + index + g, n);
-            else if (w->dtype == KANDIGA_F16)
-                values = vf_load_half_part((const uint16_t*)numbers + index + g, n);
-            else
-                values = _mm512_castsi512_ps(
-                    _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(
-                                          vf_mask(n), (const uint16_t*)numbers + index + g)),
-                                      16));
-            vf_store_part(out[r] + g, values, min_size(CHUNK_GROUPS - g, 16));
-        }
-    }
-}
-
-/* sums += zeros times the panel's group sums. */
-static void add_zeros(const block_scales zeros, const float* group_sums, size_t count,
-                      block_sums sums) {
-    for (int r = 0; r < BLOCK; r += 8) {
-        vf s[8];
-#pragma GCC unroll 8
-        for (int i = 0; i < 8; i++)
-            s[i] = _mm512_load_ps(sums[r + i]);
-        for (size_t g = 0; g < count; g++) {
-            const vf x = _mm512_load_ps(group_sums + g * TILE);
-#pragma GCC unroll 8
-            for (int i = 0; i < 8; i++)
-                s[i] = _mm512_fmadd_ps(_mm512_set1_ps(zeros[r + i][g]), x, s[i]);
-        }
-#pragma GCC unroll 8
-        for (int i = 0; i < 8; i++)
-            _mm512_store_ps(sums[r + i], s[i]);
-    }
-}
-
-/* Tile registers: 0 to 3 sums, 4 and 5 weights, 6 and 7 x. All are 16 rows of 64 bytes. */
-static void configure_tiles(void) {
-    struct {
-        uint8_t palette, start_row, reserved[14];
-        uint16_t row_bytes[16];
-        uint8_t rows[16];
-    } config = {.palette = 1};
-    for (int i = 0; i < 8; i++) {
-        config.row_bytes[i] = 64;
-        config.rows[i] = TILE;
-    }
-    /* Not the intrinsic: GCC's says it reads 8 bytes, and the rest may never be written. */
-    __asm__ volatile("ldtilecfg %0" ::"m"(config));
-}
-
-static const _Alignas(64) float zero_tile[TILE][TILE];
-
 /*
  * One unit and plane: the products of the block's two halves with 16 tokens are added to tiles LOW
- * and HIGH. Those start from a load of zeros: after TILEZERO each product took twice as long (79
- * cycles for what takes 35).
+ * and HIGH.
  */
 #define MULTIPLY_UNIT(LOW, HIGH)                                                                   \
     do {                                                                                           \
@@ -445,50 +323,9 @@ static void multiply_block(const struct kandiga_matrix* w, const char* panels, s
     }
 }
 
-static float load_number(enum kandiga_dtype dtype, const void* data, size_t index) {
-    if (dtype == KANDIGA_F32)
-        return ((const float*)data)[index];
-    uint16_t half = ((const uint16_t*)data)[index];
-    return dtype == KANDIGA_F16 ? half_to_float(half) : kandiga_bf16_to_f32(half);
-}
-
-/* One panel's sums of a half block, transposed, plus bias, to num_rows numbers of each token. */
-static void write_half(float sums[TILE][TILE], const float* bias, size_t num_tokens,
-                       size_t num_rows, float* out, size_t out_stride) {
-    vf s[16];
-    for (int r = 0; r < 16; r++)
-        s[r] = _mm512_load_ps(sums[r]);
-    transpose(s);
-    const vf added = _mm512_loadu_ps(bias);
-    _Alignas(64) float columns[TILE][TILE];
-    for (int t = 0; t < 16; t++)
-        _mm512_store_ps(columns[t], _mm512_add_ps(s[t], added));
-    for (size_t t = 0; t < num_tokens; t++)
-        _mm512_mask_storeu_ps(out + t * out_stride, vf_mask(num_rows), _mm512_load_ps(columns[t]));
-}
-
 static void rows(const struct kandiga_matrix* w, const void* panels, size_t num_tokens,
                  size_t row_begin, size_t row_end, float* out, size_t out_stride) {
-    _Alignas(64) block_sums sums[KANDIGA_MAX_PANELS];
-    const size_t num_panels = (num_tokens + TILE - 1) / TILE;
-    configure_tiles();
-    for (size_t row = row_begin; row < row_end; row += BLOCK) {
-        /* Past the last row the block repeats it, as quant_body.inc does. */
-        size_t block[BLOCK];
-        float bias[BLOCK] = {0};
-        for (size_t r = 0; r < BLOCK; r++) {
-            block[r] = min_size(row + r, row_end - 1);
-            if (w->bias)
-                bias[r] = load_number(w->bias_dtype, w->bias, block[r]);
-        }
-        multiply_block(w, panels, num_panels, block, sums);
-        for (size_t p = 0; p < num_panels; p++)
-            for (size_t half = 0; half < BLOCK && row + half < row_end; half += TILE)
-                write_half(sums[p] + half, bias + half, min_size(num_tokens - p * TILE, TILE),
-                           min_size(row_end - row - half, TILE),
-                           out + p * TILE * out_stride + (row + half - row_begin), out_stride);
-    }
-    _tile_release();
+    multiply_rows(2 * UNIT, w, panels, num_tokens, row_begin, row_end, out, out_stride);
 }
 
 const struct gemm_ops kandiga_gemm_amx = {

@@ -57,10 +57,14 @@ static size_t div_up(size_t n, size_t divisor) {
     return (n + divisor - 1) / divisor;
 }
 
+static int serves(const struct kandiga_projection* p) {
+    const struct gemm_ops* ops = kandiga_gemm_of(&p->matrix);
+    return ops->serves != NULL && ops->serves(&p->matrix);
+}
+
 int kandiga_gemm_serves_expert(const struct kandiga_expert_layout* layout, size_t num_rows) {
-    return num_rows >= MIN_ROWS && kandiga_gemm.serves != NULL &&
-           kandiga_gemm.serves(&layout->gate.matrix) && kandiga_gemm.serves(&layout->up.matrix) &&
-           kandiga_gemm.serves(&layout->down.matrix);
+    return num_rows >= MIN_ROWS && serves(&layout->gate) && serves(&layout->up) &&
+           serves(&layout->down);
 }
 
 static void prepare_x_item(void* context, size_t item) {
@@ -71,15 +75,15 @@ static void prepare_x_item(void* context, size_t item) {
     size_t n = min_size(pass->num_rows - first, KANDIGA_PANEL_TOKENS);
     for (size_t i = 0; i < n; i++)
         x[i] = run->x + (size_t)run->rows[pass->first_row + first + i] * run->hidden_size;
-    kandiga_gemm.prepare(pass->prepared_for, x, n,
-                         pass->bench.x_panels + item * run->x_panel_bytes);
+    kandiga_gemm_of(pass->prepared_for)
+        ->prepare(pass->prepared_for, x, n, pass->bench.x_panels + item * run->x_panel_bytes);
 }
 
 static void intermediate_rows(const struct pass* pass, const struct kandiga_matrix* w, size_t item,
                               float* out) {
     size_t begin = item * ROWS_PER_ITEM, stride = pass->run->intermediate_size;
-    kandiga_gemm.rows(w, pass->bench.x_panels, pass->num_rows, begin,
-                      min_size(begin + ROWS_PER_ITEM, stride), out + begin, stride);
+    kandiga_gemm_of(w)->rows(w, pass->bench.x_panels, pass->num_rows, begin,
+                             min_size(begin + ROWS_PER_ITEM, stride), out + begin, stride);
 }
 
 static void gate_item(void* context, size_t item) {
@@ -105,15 +109,17 @@ static void prepare_h_item(void* context, size_t item) {
         kandiga_quant.swiglu(gate, up, gate, run->intermediate_size);
         h[i] = gate;
     }
-    kandiga_gemm.prepare(&pass->down, h, n, pass->bench.h_panels + item * run->h_panel_bytes);
+    kandiga_gemm_of(&pass->down)
+        ->prepare(&pass->down, h, n, pass->bench.h_panels + item * run->h_panel_bytes);
 }
 
 static void down_item(void* context, size_t item) {
     const struct pass* pass = context;
     size_t begin = item * ROWS_PER_ITEM, stride = pass->run->hidden_size;
-    kandiga_gemm.rows(&pass->down, pass->bench.h_panels, pass->num_rows, begin,
-                      min_size(begin + ROWS_PER_ITEM, stride),
-                      pass->run->out + pass->first_row * stride + begin, stride);
+    kandiga_gemm_of(&pass->down)
+        ->rows(&pass->down, pass->bench.h_panels, pass->num_rows, begin,
+               min_size(begin + ROWS_PER_ITEM, stride),
+               pass->run->out + pass->first_row * stride + begin, stride);
 }
 
 static struct kandiga_matrix bind(const struct kandiga_projection* p, uint64_t address) {
@@ -178,10 +184,10 @@ static void worker_item(void* context, size_t bench) {
 /* Room for a pass of as many rows as the budget allows and the largest expert has. */
 static void plan_scratch(struct run* run, size_t most_rows) {
     const struct kandiga_expert_layout* layout = run->layout;
-    size_t gate_bytes = kandiga_gemm.panel_bytes(&layout->gate.matrix);
-    size_t up_bytes = kandiga_gemm.panel_bytes(&layout->up.matrix);
+    size_t gate_bytes = kandiga_gemm_of(&layout->gate.matrix)->panel_bytes(&layout->gate.matrix);
+    size_t up_bytes = kandiga_gemm_of(&layout->up.matrix)->panel_bytes(&layout->up.matrix);
     run->x_panel_bytes = gate_bytes > up_bytes ? gate_bytes : up_bytes;
-    run->h_panel_bytes = kandiga_gemm.panel_bytes(&layout->down.matrix);
+    run->h_panel_bytes = kandiga_gemm_of(&layout->down.matrix)->panel_bytes(&layout->down.matrix);
     size_t panels = min_size(div_up(most_rows, KANDIGA_PANEL_TOKENS), KANDIGA_MAX_PANELS);
     panels = min_size(panels, PANELS_BYTES / run->x_panel_bytes + 1);
     run->pass_rows = panels * KANDIGA_PANEL_TOKENS;

@@ -33,7 +33,8 @@ static size_t div_up(size_t n, size_t divisor) {
 }
 
 int kandiga_gemm_serves(const struct kandiga_matrix* w, size_t num_tokens) {
-    return num_tokens >= MIN_TOKENS && kandiga_gemm.serves != NULL && kandiga_gemm.serves(w);
+    const struct gemm_ops* ops = kandiga_gemm_of(w);
+    return num_tokens >= MIN_TOKENS && ops->serves != NULL && ops->serves(w);
 }
 
 static void prepare_item(void* context, size_t item) {
@@ -44,7 +45,7 @@ static void prepare_item(void* context, size_t item) {
     const float* x[KANDIGA_PANEL_TOKENS];
     for (size_t t = 0; t < num_tokens; t++)
         x[t] = job->x + (first + t) * w->in_features;
-    kandiga_gemm.prepare(w, x, num_tokens, job->panels + item * job->panel_bytes);
+    kandiga_gemm_of(w)->prepare(w, x, num_tokens, job->panels + item * job->panel_bytes);
 }
 
 static void rows_item(void* context, size_t item) {
@@ -55,8 +56,9 @@ static void rows_item(void* context, size_t item) {
     const struct kandiga_matrix* w = job->matrices[m];
     size_t begin = (item - job->first_item[m]) * job->rows_per_item;
     size_t end = min_size(begin + job->rows_per_item, w->out_features);
-    kandiga_gemm.rows(w, job->panels, job->num_tokens, begin, end,
-                      job->outs[m] + job->first_token * w->out_features + begin, w->out_features);
+    kandiga_gemm_of(w)->rows(w, job->panels, job->num_tokens, begin, end,
+                             job->outs[m] + job->first_token * w->out_features + begin,
+                             w->out_features);
 }
 
 /* Cut every matrix into items of rows_per_item rows, about eight items a thread. */
@@ -75,7 +77,7 @@ static void cut_rows(struct job* job) {
 /* All matrices of a job over all tokens. */
 static int run_job(struct job* job, const float* x, size_t num_tokens) {
     const struct kandiga_matrix* w = job->matrices[0];
-    job->panel_bytes = kandiga_gemm.panel_bytes(w);
+    job->panel_bytes = kandiga_gemm_of(w)->panel_bytes(w);
     size_t num_panels = min_size(div_up(num_tokens, KANDIGA_PANEL_TOKENS), KANDIGA_MAX_PANELS);
     num_panels = min_size(num_panels, PANELS_BYTES / job->panel_bytes + 1);
     job->panels = kandiga_pool_scratch(num_panels * job->panel_bytes);

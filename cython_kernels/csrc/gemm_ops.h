@@ -34,13 +34,15 @@ struct gemm_ops {
                  size_t row_begin, size_t row_end, float* out, size_t out_stride);
 };
 
-extern const struct gemm_ops kandiga_gemm_amx;
+extern const struct gemm_ops kandiga_gemm_amx;     /* KANDIGA_EXACT */
+extern const struct gemm_ops kandiga_gemm_int_amx; /* KANDIGA_INT16 and KANDIGA_INT8 */
 
 /* Whether a panel prepared for a serves b. */
 static inline int kandiga_same_panel(const struct kandiga_matrix* a,
                                      const struct kandiga_matrix* b) {
     return a->in_features == b->in_features && (a->bits == 0) == (b->bits == 0) &&
-           a->arithmetic == b->arithmetic;
+           a->arithmetic == b->arithmetic &&
+           (a->arithmetic == KANDIGA_EXACT || a->group_size == b->group_size);
 }
 
 #endif

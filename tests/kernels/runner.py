@@ -24,7 +24,7 @@ ISA_FLAGS = {
         *("-mavx2", "-mfma", "-mf16c"),
     ],
     "amx": [
-        *("-mamx-tile", "-mamx-bf16", "-mavx512vbmi"),
+        *("-mamx-tile", "-mamx-bf16", "-mamx-int8", "-mavx512vbmi"),
         *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"),
         *("-mavx2", "-mfma", "-mf16c"),
     ],

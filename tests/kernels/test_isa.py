@@ -15,7 +15,16 @@ from cython_kernels import _kernels
 X86_FLAGS = {
     "avx2": {"avx2", "fma", "f16c"},
     "avx512": {"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq"},
-    "amx": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vbmi", "amx_tile", "amx_bf16"},
+    "amx": {
+        "avx512f",
+        "avx512bw",
+        "avx512vl",
+        "avx512dq",
+        "avx512vbmi",
+        "amx_tile",
+        "amx_bf16",
+        "amx_int8",
+    },
 }
 
 
