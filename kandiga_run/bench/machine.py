@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
+import time
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,8 +24,8 @@ class Machine:
     isas: tuple[str, ...]
     #: "always", "madvise" or "never"; None where there is no such setting
     transparent_huge_pages: str | None
-    #: processes that ran or wanted to, averaged over the last minute before the measurement
-    load: float
+    #: share of all processors' time that others used just before; None where nobody says
+    busy: float | None
     versions: dict[str, str]
 
 
@@ -38,7 +38,7 @@ def this_machine() -> Machine:
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         isas=available_isas(),
         transparent_huge_pages=_huge_page_setting(),
-        load=os.getloadavg()[0],
+        busy=_busy_share(),
         versions={
             "kandiga-kexp": _version("kandiga-kexp"),
             "python": platform.python_version(),
@@ -54,6 +54,30 @@ def _cpu_name() -> str:
         return platform.processor() or platform.machine()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()  # aarch64 kernels give no name
+
+
+def _busy_share(seconds: float = 0.3) -> float | None:
+    """Return the share of processor time in use while this process sleeps.
+
+    Not the load average, which remembers what ended a minute ago.
+    """
+    before = _processor_ticks()
+    time.sleep(seconds)
+    after = _processor_ticks()
+    if before is None or after is None or sum(after) == sum(before):
+        return None
+    idle = [ticks[3] + ticks[4] for ticks in (before, after)]  # waiting for a disk is idle, too
+    return 1 - (idle[1] - idle[0]) / (sum(after) - sum(before))
+
+
+def _processor_ticks() -> list[int] | None:
+    """Return the first line of /proc/stat: user, nice, system, idle, iowait, irq, ..."""
+    try:
+        line = Path("/proc/stat").read_text().partition("\n")[0]
+    except OSError:
+        return None
+    # Guests are counted in user and nice already.
+    return [int(word) for word in line.split()[1:9]]
 
 
 def _huge_page_setting() -> str | None:

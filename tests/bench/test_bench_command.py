@@ -324,3 +324,26 @@ def test_the_measuring_process_stays_light(model: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+class TestEngines:
+    """Whatever computes, what can be said about it is said."""
+
+    def test_mlx_has_no_ceiling_and_prefills_its_depths(self, model: Path) -> None:
+        arguments = ("--engine", "mlx", "--prefill", "8", "--depth", "6", "--no-ceilings")
+        done = start(model, *arguments, "--quick", "--json", "-")
+        assert done.returncode == ExitCode.OK, done.stderr
+        prefill, decode = json.loads(done.stdout)["measurements"][0]["figures"]
+        assert decode["samples"][0]["filling"] == "prefilled"
+        assert prefill["ceiling"] is None
+
+    @needs_group
+    def test_mapped_experts_under_a_cap_get_no_budget(self, model: Path) -> None:
+        done = start(
+            *(model, "--quick", "--residency", "mapped", "--memory-cap", CAP),
+            *("--no-ceilings", "--json", "-"),
+        )
+        assert done.returncode == ExitCode.OK, done.stderr
+        measurement = json.loads(done.stdout)["measurements"][0]
+        assert measurement["engine"]["residency"] == "mapped"
+        assert measurement["memory_cap_enforced"]
