@@ -59,7 +59,8 @@ class SyntheticSource:
         self.path, published = _find(model)
         shape = make_shape(trimmed(published, num_layers), quantization, where=model)
         self.tensors = shape.tensors
-        self._matrices = shape.matrices
+        #: what each quantized matrix is made of, by its module's path
+        self.matrices = shape.matrices
         self._num_layers = families.num_layers(shape.config) or 1
         self.weight_files: Mapping[str, Path] = {}
         self._folder = Path(tempfile.mkdtemp(prefix="kandiga-synth-"))
@@ -95,7 +96,7 @@ class SyntheticSource:
 
     def _fill(self, name: str, out: memoryview, offset_bytes: int) -> None:
         module, _, role = name.rpartition(".")
-        values = values_of(self.tensors[name], self._matrices.get(module), self._num_layers)
+        values = values_of(self.tensors[name], self.matrices.get(module), self._num_layers)
         # Scales and biases belong together, so they are the same places of their two pools.
         name = f"{module}.scales" if role == "biases" else name
         stream.fill(
@@ -103,7 +104,7 @@ class SyntheticSource:
             pool_of(values, self._seed),
             stream.stream_key(self._seed, name),
             offset_bytes,
-            disguise=role == "weight" and module in self._matrices,
+            disguise=role == "weight" and module in self.matrices,
         )
 
     def close(self) -> None:
