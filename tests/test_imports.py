@@ -20,7 +20,7 @@ ALLOWED = {
     "kandiga_run": {"cython_kernels", "formats"},
     "specs": set(),
 }
-HEAVY = ("mlx", "mlx_lm", "transformers", "torch")
+HEAVY = ("mlx", "mlx_lm", "transformers", "torch", "matplotlib")
 
 
 def imported_packages(file: Path) -> Iterator[tuple[int, str]]:
