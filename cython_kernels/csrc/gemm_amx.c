@@ -178,12 +178,15 @@ struct pending {
 };
 
 /* sums += scale * products for some rows. */
-INLINE void add_scaled(const tile_sums products, struct pending to, int begin, int end) {
+INLINE void add_scaled(const tile_sums products, const struct pending* to, int begin, int end) {
+    /* Copies: a store of a vector may alias what `to` points to. */
+    const float* scales = to->scales;
+    float (*sums)[TILE] = to->sums;
 #pragma GCC unroll 32
     for (int r = begin; r < end; r++) {
         const vf product = _mm512_load_ps(products[r / TILE][r % TILE]);
-        const vf scale = _mm512_set1_ps(to.scales[r * CHUNK_GROUPS]);
-        _mm512_store_ps(to.sums[r], _mm512_fmadd_ps(scale, product, _mm512_load_ps(to.sums[r])));
+        const vf scale = _mm512_set1_ps(scales[r * CHUNK_GROUPS]);
+        _mm512_store_ps(sums[r], _mm512_fmadd_ps(scale, product, _mm512_load_ps(sums[r])));
     }
 }
 
@@ -235,7 +238,7 @@ INLINE void multiply_chunk(int groups, const struct chunk* chunk) {
                                        (size_t)((step + 1) * ROWS / slab_steps),
                                        weights[ahead % 2]);
                 if (done >= 2)
-                    add_scaled(products[odd], pending[odd], in_group * ROWS / group_steps,
+                    add_scaled(products[odd], &pending[odd], in_group * ROWS / group_steps,
                                (in_group + 1) * ROWS / group_steps);
                 if (in_group == group_steps - 1) {
                     if (done >= 1)
@@ -250,9 +253,9 @@ INLINE void multiply_chunk(int groups, const struct chunk* chunk) {
     }
     const int last = (done - 1) & 1;
     if (done >= 2)
-        add_scaled(products[!last], pending[!last], 0, ROWS);
+        add_scaled(products[!last], &pending[!last], 0, ROWS);
     store_products(last, products[last]);
-    add_scaled(products[last], pending[last], 0, ROWS);
+    add_scaled(products[last], &pending[last], 0, ROWS);
 }
 
 #define MULTIPLY(groups)                                                                           \

@@ -236,6 +236,9 @@ struct pending {
 /* sums += scale * step * products for some rows. */
 INLINE void add_scaled(int planes, const tile_sums products, const struct pending* to, int begin,
                        int end) {
+    /* Copies: a store of a vector may alias what `to` points to. */
+    const float* scales = to->scales;
+    float (*sums)[TILE] = to->sums;
     const vf step = _mm512_load_ps(to->steps);
 #pragma GCC unroll 32
     for (int r = begin; r < end; r++) {
@@ -243,9 +246,9 @@ INLINE void add_scaled(int planes, const tile_sums products, const struct pendin
         if (planes == 2)
             product = _mm512_add_epi32(_mm512_slli_epi32(product, 8),
                                        _mm512_load_si512(products[1][r / TILE][r % TILE]));
-        const vf scale = _mm512_set1_ps(to->scales[r * CHUNK_GROUPS]);
+        const vf scale = _mm512_set1_ps(scales[r * CHUNK_GROUPS]);
         const vf in_steps = _mm512_mul_ps(_mm512_cvtepi32_ps(product), step);
-        _mm512_store_ps(to->sums[r], _mm512_fmadd_ps(scale, in_steps, _mm512_load_ps(to->sums[r])));
+        _mm512_store_ps(sums[r], _mm512_fmadd_ps(scale, in_steps, _mm512_load_ps(sums[r])));
     }
 }
 
