@@ -123,13 +123,14 @@ def gated_delta(
 ) -> None: ...
 def top_k_routing(logits: _F32, top_k: int, mode: str, indices: _I32, scores: _F32) -> None: ...
 
-class Projections:
+class Bound:
     max_tokens: int
-    def __init__(self, matrices: Sequence[Matrix], x: _F32, outs: Sequence[_F32]) -> None: ...
     def __call__(self, num_tokens: int) -> None: ...
 
+class Projections(Bound):
+    def __init__(self, matrices: Sequence[Matrix], x: _F32, outs: Sequence[_F32]) -> None: ...
+
 class GatedDeltaHeads:
-    max_tokens: int
     def __init__(
         self,
         qkv: _F32,
@@ -148,23 +149,16 @@ class GatedDeltaHeads:
     ) -> None: ...
     def __call__(self, num_tokens: int, conv_state: _F32, state: _F32) -> None: ...
 
-class AddRmsNorm:
-    max_tokens: int
+class AddRmsNorm(Bound):
     def __init__(self, x: _F32, delta: _F32, weight: _F32, eps: float, out: _F32) -> None: ...
-    def __call__(self, num_tokens: int) -> None: ...
 
-class SiluMul:
-    max_tokens: int
+class SiluMul(Bound):
     def __init__(self, gate: _F32, up: _F32, out: _F32) -> None: ...
-    def __call__(self, num_tokens: int) -> None: ...
 
-class TopKRouting:
-    max_tokens: int
+class TopKRouting(Bound):
     def __init__(self, logits: _F32, mode: str, indices: _I32, scores: _F32) -> None: ...
-    def __call__(self, num_tokens: int) -> None: ...
 
 class RotatedHeads:
-    max_tokens: int
     def __init__(
         self,
         queries: _F32,
@@ -179,10 +173,9 @@ class RotatedHeads:
     ) -> None: ...
     def __call__(self, num_tokens: int, position: int) -> None: ...
 
-class SplitInterleaved:
-    max_tokens: int
+class SplitInterleaved(Bound):
     def __init__(self, x: _F32, outs: Sequence[_F32]) -> None: ...
-    def __call__(self, num_tokens: int) -> None: ...
+
 class TurboQuantBlocks:
     key_bits: int
     value_bits: int
@@ -221,3 +214,24 @@ def turboquant_attention(
     scale: float,
     out: _F32,
 ) -> None: ...
+
+class Steps(Bound):
+    def __init__(self, *steps: Bound) -> None: ...
+
+class ExpertSum(Bound):
+    def __init__(
+        self,
+        results: _F32,
+        scores: _F32,
+        order: _I32,
+        out: _F32,
+        *,
+        shared: _F32 | None = None,
+        shared_gate: _F32 | None = None,
+    ) -> None: ...
+
+class TokenExperts:
+    def __init__(
+        self, layout: ExpertLayout, x: _F32, results: _F32, order: _I32, scratch: _F32
+    ) -> None: ...
+    def __call__(self, addresses: _U64) -> None: ...

@@ -15,6 +15,14 @@ cdef class Bound:
     def __cinit__(self):
         self.held = Buffers()
 
+    def __call__(self, Py_ssize_t num_tokens):
+        self.expect_tokens(num_tokens)
+        self.run(num_tokens)
+
+    cdef int run(self, Py_ssize_t num_tokens) except -1:
+        """Work on the first num_tokens <= max_tokens rows; without the interpreter's lock."""
+        raise TypeError(f"{type(self).__name__} needs more than the number of tokens")
+
     cdef int expect_tokens(self, Py_ssize_t num_tokens) except -1:
         if not 0 <= num_tokens <= self.max_tokens:
             raise ValueError(f"num_tokens: {num_tokens}, expected 0 to {self.max_tokens}")
@@ -68,14 +76,14 @@ cdef class Projections(Bound):
             self.matrices[i] = &matrix.c
             self.outs[i] = <float*>view.buf
 
-    def __call__(self, Py_ssize_t num_tokens):
-        self.expect_tokens(num_tokens)
+    cdef int run(self, Py_ssize_t num_tokens) except -1:
         cdef int status
         with nogil:
             status = kandiga_matmul_many(self.matrices, self.outs, self.num_matrices, self.x,
                                          num_tokens)
         if status:
             raise MemoryError("matmul: no memory for scratch")
+        return 0
 
 
 cdef class GatedDeltaHeads(Bound):
@@ -167,12 +175,12 @@ cdef class AddRmsNorm(Bound):
         self.weight = take_vector(self.held, weight, "weight", self.x.r.width)
         self.eps = eps
 
-    def __call__(self, Py_ssize_t num_tokens):
-        self.expect_tokens(num_tokens)
+    cdef int run(self, Py_ssize_t num_tokens) except -1:
         cdef rows x = self.x.r
         x.n0 = num_tokens
         with nogil:
             vector_add_rms_norm(&x, &self.delta.r, self.weight, self.eps, &self.out.r)
+        return 0
 
 
 cdef class SiluMul(Bound):
@@ -186,12 +194,12 @@ cdef class SiluMul(Bound):
         self.bind_rows(up, "up", False, &self.up, self.gate.r.width)
         self.bind_rows(out, "out", True, &self.out, self.gate.r.width)
 
-    def __call__(self, Py_ssize_t num_tokens):
-        self.expect_tokens(num_tokens)
+    cdef int run(self, Py_ssize_t num_tokens) except -1:
         cdef rows gate = self.gate.r
         gate.n0 = num_tokens
         with nogil:
             vector_silu_mul(&gate, &self.up.r, &self.out.r)
+        return 0
 
 
 cdef class TopKRouting(Bound):
@@ -224,12 +232,12 @@ cdef class TopKRouting(Bound):
         expect_shape(view, "scores", self.max_tokens, self.top_k)
         self.scores = <float*>view.buf
 
-    def __call__(self, Py_ssize_t num_tokens):
-        self.expect_tokens(num_tokens)
+    cdef int run(self, Py_ssize_t num_tokens) except -1:
         cdef rows logits = self.logits.r
         logits.n0 = num_tokens
         with nogil:
             vector_top_k(&logits, self.top_k, self.mode, self.indices, self.scores)
+        return 0
 
 
 cdef class RotatedHeads(Bound):
@@ -316,8 +324,7 @@ cdef class SplitInterleaved(Bound):
                 f"outs: widths add up to {width}, expected {self.x.r.width} (last axis of x)"
             )
 
-    def __call__(self, Py_ssize_t num_tokens):
-        self.expect_tokens(num_tokens)
+    cdef int run(self, Py_ssize_t num_tokens) except -1:
         cdef rows part = self.x.r
         cdef int i
         part.n0 = num_tokens
@@ -326,3 +333,125 @@ cdef class SplitInterleaved(Bound):
                 part.width = self.parts[i].r.width
                 vector_copy(&part, &self.parts[i].r)
                 part.data += self.parts[i].r.width
+        return 0
+
+
+cdef class Steps(Bound):
+    """Kernels that run one after another on the same number of tokens, as one call."""
+
+    cdef tuple steps
+
+    def __init__(self, *steps):
+        cdef Bound step
+        if not steps:
+            raise ValueError("steps: none, expected at least one")
+        for step in steps:
+            self.max_tokens = min(self.max_tokens or step.max_tokens, step.max_tokens)
+        self.steps = steps
+
+    cdef int run(self, Py_ssize_t num_tokens) except -1:
+        for step in self.steps:
+            (<Bound>step).run(num_tokens)
+        return 0
+
+
+cdef class ExpertSum(Bound):
+    """out[t] = sum over k of scores[t, k] * results[order[t * K + k]], k ascending; T max_tokens.
+
+    results (T * K, H), scores (T, K), out (T, H) float32; order (T * K,) int32. With a shared
+    expert the sum begins with sigmoid(shared_gate) * shared, (T, 1) and (T, H). The order of the
+    sum is fixed, so the result does not depend on the order in which experts arrived.
+    """
+
+    cdef expert_sum_args c
+    cdef Py_ssize_t num_results
+
+    def __init__(self, results, scores, order, out, *, shared=None, shared_gate=None):
+        cdef Py_buffer* view = self.held.f32(scores, "scores", 2)
+        self.max_tokens, self.c.top_k = view.shape[0], view.shape[1]
+        self.c.scores = <const float*>view.buf
+        self.num_results = self.max_tokens * self.c.top_k
+        view = self.held.f32_out(out, "out", 2)
+        self.c.hidden_size = view.shape[1]
+        expect_shape(view, "out", self.max_tokens, self.c.hidden_size)
+        self.c.out = <float*>view.buf
+        view = self.held.f32(results, "results", 2)
+        expect_shape(view, "results", self.num_results, self.c.hidden_size)
+        self.c.results = <const float*>view.buf
+        view = self.held.i32(order, "order", 1)
+        expect_shape(view, "order", self.num_results)
+        self.c.order = <const int32_t*>view.buf
+        if (shared is None) != (shared_gate is None):
+            raise ValueError("shared_gate: expected with shared, or neither")
+        if shared is not None:
+            view = self.held.f32(shared, "shared", 2)
+            expect_shape(view, "shared", self.max_tokens, self.c.hidden_size)
+            self.c.shared = <const float*>view.buf
+            view = self.held.f32(shared_gate, "shared_gate", 2)
+            expect_shape(view, "shared_gate", self.max_tokens, 1)
+            self.c.shared_gate = <const float*>view.buf
+
+    cdef int run(self, Py_ssize_t num_tokens) except -1:
+        cdef expert_sum_args args = self.c
+        args.num_tokens = num_tokens
+        _check_indices("order", args.order, num_tokens * args.top_k, self.num_results)
+        with nogil:
+            vector_expert_sum(&args)
+        return 0
+
+
+cdef class TokenExperts(Bound):
+    """results (K, H) = the MLPs of the K experts of one token, the first row of x (T, H).
+
+    A call takes the addresses (K,) uint64 of their blocks, as expert_mlp does, and leaves
+    order (K,) int32 counting from 0, for ExpertSum.
+    """
+
+    cdef ExpertLayout layout
+    cdef const float* x
+    cdef float* results
+    cdef float* scratch
+    cdef int32_t* order
+    cdef Py_ssize_t top_k
+    cdef const int32_t* offsets
+    cdef const int32_t* rows
+
+    def __init__(self, ExpertLayout layout not None, x, results, order, scratch):
+        import numpy
+
+        self.layout = layout
+        cdef Py_buffer* view = self.held.f32(x, "x", 2)
+        self.max_tokens = 1
+        expect_shape(view, "x", view.shape[0], layout.hidden_size)
+        self.x = <const float*>view.buf
+        view = self.held.i32_out(order, "order", 1)
+        self.top_k = view.shape[0]
+        self.order = <int32_t*>view.buf
+        view = self.held.f32_out(results, "results", 2)
+        expect_shape(view, "results", self.top_k, layout.hidden_size)
+        self.results = <float*>view.buf
+        view = self.held.f32_out(scratch, "scratch", 1)
+        cdef Py_ssize_t wanted = kandiga_expert_scratch_floats(&layout.c, self.top_k)
+        if view.shape[0] < wanted:
+            raise ValueError(f"scratch: {view.shape[0]} floats, expected at least {wanted}")
+        self.scratch = <float*>view.buf
+        counting = numpy.arange(self.top_k + 1, dtype=numpy.int32)
+        self.offsets = <const int32_t*>self.held.i32(counting, "offsets", 1).buf
+        zeros = numpy.zeros(self.top_k, dtype=numpy.int32)
+        self.rows = <const int32_t*>self.held.i32(zeros, "rows", 1).buf
+
+    def __call__(self, addresses):
+        cdef Buffers held = Buffers()
+        cdef Py_buffer* view = held.get(addresses, "addresses", ("uint64",), 1, False)
+        expect_shape(view, "addresses", self.top_k)
+        cdef int32_t k
+        cdef int status
+        for k in range(self.top_k):
+            self.order[k] = k
+        with nogil:
+            status = kandiga_expert_mlp(
+                &self.layout.c, <const uint64_t*>view.buf, self.top_k, self.offsets, self.rows,
+                self.x, 1, self.results, self.scratch,
+            )
+        if status:
+            raise MemoryError("expert_mlp: no memory for scratch")

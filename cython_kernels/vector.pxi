@@ -94,6 +94,17 @@ cdef extern from "vector.h" nogil:
         float norm_eps
         float normalize_eps
 
+    struct expert_sum_args:
+        const float* results
+        const float* scores
+        const int32_t* order
+        const float* shared
+        const float* shared_gate
+        float* out
+        size_t num_tokens
+        size_t top_k
+        size_t hidden_size
+
     enum score_mode:
         SCORES_OF_ALL
         SCORES_OF_SELECTED
@@ -120,6 +131,7 @@ cdef extern from "vector.h" nogil:
     void vector_gated_delta(const gated_delta_args* args)
     void vector_causal_conv(const causal_conv_args* args)
     int vector_gated_delta_heads(const gated_delta_heads_args* args, const rows* out)
+    void vector_expert_sum(const expert_sum_args* args)
     void vector_top_k(const rows* logits, size_t top_k, score_mode mode, int32_t* indices,
                       float* scores)
 

@@ -54,6 +54,7 @@ void vector_causal_conv(const struct causal_conv_args* args);
 void vector_causal_conv_advance(const struct causal_conv_args* args, size_t begin, size_t end);
 /* out (tokens, value heads, value_dim). -1 when there is no scratch memory. */
 int vector_gated_delta_heads(const struct gated_delta_heads_args* args, const struct rows* out);
+void vector_expert_sum(const struct expert_sum_args* args);
 void vector_top_k(const struct rows* logits, size_t top_k, enum score_mode mode, int32_t* indices,
                   float* scores);
 

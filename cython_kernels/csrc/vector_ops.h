@@ -107,6 +107,17 @@ struct gated_delta_heads_args {
     float norm_eps, normalize_eps;
 };
 
+/* out[t] = sigmoid(shared_gate[t]) * shared[t] + sum over k of scores[t, k] * results[order[t, k]],
+ * in this order. */
+struct expert_sum_args {
+    const float* results;              /* (rows, hidden_size) */
+    const float* scores;               /* (num_tokens, top_k); also `order` */
+    const int32_t* order;              /* rows of results */
+    const float *shared, *shared_gate; /* (num_tokens, hidden_size) and (num_tokens), or NULL */
+    float* out;                        /* (num_tokens, hidden_size) */
+    size_t num_tokens, top_k, hidden_size;
+};
+
 /* How scores are made from logits. Normalizing the top k of a softmax is the softmax of the top k
  * logits. */
 enum score_mode { SCORES_OF_ALL, SCORES_OF_SELECTED };

@@ -23,6 +23,7 @@ from kandiga_run.native.architectures import ARCHITECTURES
 from kandiga_run.native.builder import Builder
 from kandiga_run.native.decoder import Decoder
 from kandiga_run.native.dense_copy import DenseCopy
+from kandiga_run.native.logits import Logits
 from kandiga_run.native.memory_plan import FEW_ROWS, MANY_ROWS, MemoryPlan
 from kandiga_run.native.scratch import Scratch
 from kandiga_run.native.state import NativeState
@@ -84,6 +85,7 @@ class NativeEngine:
         builder = Builder(model, weights, self._store, scratch, options.num_experts_per_token)
         self._decoder: Decoder | None = ARCHITECTURES[model.architecture](builder)
         self.vocab_size = self._decoder.vocab_size
+        self._logits = Logits(self.vocab_size)
         self.stats.top_k = model.top_k
         self.stats.num_experts_per_token = resolve_top_k(
             options.num_experts_per_token, model.top_k, model.max_num_experts
@@ -134,7 +136,7 @@ class NativeEngine:
         tokens = checked_tokens(tokens, state, self.vocab_size)
         num_tokens = tokens.shape[0]
         num_rows = num_tokens if logits == "all" else 1
-        out = np.empty((num_rows, self.vocab_size), np.float32)
+        out = self._logits.rows(num_rows)
         with (
             self._model.files.used(),
             timed_forward(self.stats),

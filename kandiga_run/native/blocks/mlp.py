@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from cython_kernels import Projections, SiluMul
+from cython_kernels import Projections, SiluMul, Steps
 from kandiga_run.native.scratch import Scratch
 from kandiga_run.native.weights import Weights
 
@@ -36,12 +36,12 @@ class MLP:
         rows = self._scratch.max_rows
         gate = self._scratch.rows("feed_forward/gate", rows, self._intermediate_size)
         up = self._scratch.rows("feed_forward/up", rows, self._intermediate_size)
-        self._project_in = Projections((self._gate, self._up), x, (gate, up))
-        self._activate = SiluMul(gate, up, gate)
-        self._project_out = Projections((self._down,), gate, (out,))
+        self.steps = Steps(
+            Projections((self._gate, self._up), x, (gate, up)),
+            SiluMul(gate, up, gate),
+            Projections((self._down,), gate, (out,)),
+        )
 
     def forward(self, num_tokens: int) -> None:
         """Compute the first num_tokens rows of x into those of out."""
-        self._project_in(num_tokens)
-        self._activate(num_tokens)
-        self._project_out(num_tokens)
+        self.steps(num_tokens)

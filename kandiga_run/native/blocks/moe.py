@@ -14,12 +14,14 @@ from cython_kernels import (
     TIME_DENSE,
     TIME_EXPERTS,
     ExpertLayout,
+    ExpertSum,
     Projections,
+    Steps,
+    TokenExperts,
     expert_scratch,
     label_time,
-    moe_combine,
-    sigmoid_scale_add,
 )
+from kandiga_run.experts.assignment import Assignment
 from kandiga_run.experts.compute import compute_all, compute_batch
 from kandiga_run.experts.store import ExpertStore
 from kandiga_run.native.blocks.mlp import MLP
@@ -54,16 +56,17 @@ class SharedExpert:
     def bind(self, x: Array) -> None:
         """Fix where `forward` finds x (max_rows, H)."""
         rows = self._scratch.max_rows
-        self._answer = self._scratch.rows("feed_forward/shared_expert", rows, self._hidden_size)
-        self._gate = self._scratch.rows("feed_forward/shared_expert_gate", rows, 1)
-        self._mlp.bind(x, self._answer)
-        self._project_gate = Projections((self._gate_matrix,), x, (self._gate,))
+        #: what `forward` leaves: answers (max_rows, H), gates (max_rows, 1) before the sigmoid
+        self.answers: Array
+        self.answers = self._scratch.rows("feed_forward/shared_expert", rows, self._hidden_size)
+        self.gates: Array = self._scratch.rows("feed_forward/shared_expert_gate", rows, 1)
+        self._mlp.bind(x, self.answers)
+        self._steps = Steps(self._mlp.steps, Projections((self._gate_matrix,), x, (self.gates,)))
 
-    def add_forward(self, num_tokens: int, out: Array) -> None:
-        """Add the shared expert's answer to the first rows of x to out (T, H)."""
-        self._mlp.forward(num_tokens)
-        self._project_gate(num_tokens)
-        sigmoid_scale_add(self._answer[:num_tokens], self._gate[:num_tokens], out)
+    def forward(self, num_tokens: int) -> None:
+        """Compute the first num_tokens rows of x into those of answers and gates."""
+        label_time(TIME_DENSE)
+        self._steps(num_tokens)
 
 
 class MoE:
@@ -88,40 +91,69 @@ class MoE:
         self._scratch = scratch
         self._shared_expert = shared_expert
         scratch.declare("feed_forward/results", top_k * layout.hidden_size)
+        scratch.declare("feed_forward/result_order", top_k, np.int32)
         workspace = expert_scratch(layout, scratch.max_rows * top_k)
         scratch.declare_bytes("feed_forward/expert_workspace", workspace.nbytes)
 
     def bind(self, x: Array, out: Array) -> None:
         """Fix where `forward` finds x and leaves its result, both (max_rows, H)."""
-        self._x, self._out = x, out
-        self._router.bind(x)
-        if self._shared_expert is not None:
-            self._shared_expert.bind(x)
+        scratch, rows, hidden = self._scratch, self._scratch.max_rows, self._layout.hidden_size
+        router, shared, top_k = self._router, self._shared_expert, self._top_k
+        self._x = x
+        self._results = scratch.rows("feed_forward/results", rows * top_k, hidden)
+        self._order = scratch.rows("feed_forward/result_order", rows * top_k, dtype=np.int32)
+        self._workspace = scratch.whole("feed_forward/expert_workspace")
+        router.bind(x)
+        if shared is not None:
+            shared.bind(x)
+        self._compute_one_token = TokenExperts(
+            self._layout, x, self._results[:top_k], self._order[:top_k], self._workspace
+        )
+        self._sum = ExpertSum(
+            self._results,
+            router.scores,
+            self._order,
+            out,
+            shared=None if shared is None else shared.answers,
+            shared_gate=None if shared is None else shared.gates,
+        )
 
     def forward(self, num_tokens: int) -> None:
         """Compute the first num_tokens rows of x into those of out."""
-        x, out = self._x[:num_tokens], self._out[:num_tokens]
-        results = self._scratch.rows(
-            "feed_forward/results", num_tokens * self._top_k, self._layout.hidden_size
+        self._router.forward(num_tokens)
+        one_token = num_tokens == 1
+        addresses = (
+            self._store.addresses(self._layer, self._router.experts[0]) if one_token else None
         )
-        workspace = self._scratch.whole("feed_forward/expert_workspace")
-        assignment, scores = self._router.forward(num_tokens)
-        out.fill(0.0)
-        addresses = self._store.addresses(self._layer, assignment.experts)
-        if addresses is not None:
-            self._add_shared_expert(num_tokens, out)
-            compute_all(self._layout, addresses, assignment, x, results, workspace)
-        else:
-            with self._store.fetch(self._layer, assignment.experts) as arrivals:
-                self._add_shared_expert(num_tokens, out)  # while the reads are in flight
-                for batch in arrivals.batches():
-                    compute_batch(self._layout, batch, assignment, x, results, workspace)
-            if num_tokens * self._top_k >= _CHOICES_AN_EXPERT * self._num_experts:
-                self._store.expect_most_of_next(self._layer)
+        if addresses is None:
+            self._compute_chunk(num_tokens)
+        else:  # the short way of a decode token
+            self._compute_shared_expert(1)
+            label_time(TIME_EXPERTS)
+            self._compute_one_token(addresses)
         label_time(TIME_EXPERTS)
-        moe_combine(results, scores, assignment.order, out)
+        self._sum(num_tokens)
 
-    def _add_shared_expert(self, num_tokens: int, out: Array) -> None:
+    def _compute_chunk(self, num_tokens: int) -> None:
+        experts = self._router.experts[:num_tokens]
+        assignment = Assignment(experts, order=self._order[: experts.size])
+        addresses = self._store.addresses(self._layer, assignment.experts)
+        if addresses is None:
+            self._fetch_and_compute(assignment, num_tokens)
+            return
+        self._compute_shared_expert(num_tokens)
+        x, results = self._x[:num_tokens], self._results[: experts.size]
+        compute_all(self._layout, addresses, assignment, x, results, self._workspace)
+
+    def _fetch_and_compute(self, assignment: Assignment, num_tokens: int) -> None:
+        x, results = self._x[:num_tokens], self._results[: num_tokens * self._top_k]
+        with self._store.fetch(self._layer, assignment.experts) as arrivals:
+            self._compute_shared_expert(num_tokens)  # while the reads are in flight
+            for batch in arrivals.batches():
+                compute_batch(self._layout, batch, assignment, x, results, self._workspace)
+        if assignment.order.size >= _CHOICES_AN_EXPERT * self._num_experts:
+            self._store.expect_most_of_next(self._layer)
+
+    def _compute_shared_expert(self, num_tokens: int) -> None:
         if self._shared_expert is not None:
-            label_time(TIME_DENSE)
-            self._shared_expert.add_forward(num_tokens, out)
+            self._shared_expert.forward(num_tokens)

@@ -7,8 +7,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cython_kernels import TIME_ROUTING, Projections, TopKRouting, label_time
-from kandiga_run.experts.assignment import Assignment
+from cython_kernels import TIME_ROUTING, Projections, Steps, TopKRouting, label_time
 from kandiga_run.native.scratch import Scratch
 from kandiga_run.native.weights import Weights
 
@@ -43,22 +42,21 @@ class Router:
         scratch.declare("feed_forward/router_logits", num_experts)
         scratch.declare("feed_forward/router_experts", top_k, np.int32)
         scratch.declare("feed_forward/router_scores", top_k)
-        scratch.declare("feed_forward/result_order", top_k, np.int32)
 
     def bind(self, x: Array) -> None:
         """Fix where `forward` finds x (max_rows, H)."""
         scratch, shape = self._scratch, (self._scratch.max_rows, self._top_k)
         logits = scratch.rows("feed_forward/router_logits", scratch.max_rows, self.num_experts)
-        self._indices = scratch.rows("feed_forward/router_experts", *shape, dtype=np.int32)
-        self._scores = scratch.rows("feed_forward/router_scores", *shape)
-        self._order = scratch.rows("feed_forward/result_order", *shape, dtype=np.int32)
-        self._project = Projections((self._matrix,), x, (logits,))
-        self._choose = TopKRouting(logits, self._mode, self._indices, self._scores)
+        #: the experts chosen (max_rows, K), best first, and their scores
+        self.experts: NDArray[np.int32]
+        self.experts = scratch.rows("feed_forward/router_experts", *shape, dtype=np.int32)
+        self.scores: Array = scratch.rows("feed_forward/router_scores", *shape)
+        self._steps = Steps(
+            Projections((self._matrix,), x, (logits,)),
+            TopKRouting(logits, self._mode, self.experts, self.scores),
+        )
 
-    def forward(self, num_tokens: int) -> tuple[Assignment, Array]:
-        """Return what experts have to do for the first num_tokens rows of x, and scores (T, K)."""
+    def forward(self, num_tokens: int) -> None:
+        """Choose for the first num_tokens rows of x, into those of experts and scores."""
         label_time(TIME_ROUTING)
-        self._project(num_tokens)
-        self._choose(num_tokens)
-        order = self._order[:num_tokens].reshape(-1)
-        return Assignment(self._indices[:num_tokens], order=order), self._scores[:num_tokens]
+        self._steps(num_tokens)
