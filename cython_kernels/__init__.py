@@ -1,6 +1,7 @@
 """Float32 kernels for the CPU: one extension module over C, one C file for each instruction set.
 
 csrc/quant_*.c   matrices: affine 2-8 bits and plain f16/bf16/f32, y = x W^T
+csrc/gemm_*.c    matrices and experts with many tokens, on AMX tiles
 csrc/vector_*.c  everything else: norms, rope, attention, gated delta rule, routing
 csrc/turboquant_*.c   the compressed KV cache: coding, attention on the codes
 csrc/matmul.c, expert.c, attention.c, ...   above the instruction sets: splitting over threads
