@@ -25,7 +25,7 @@ _MIN_SLOTS = 2
 
 
 class OwnedStore:
-    """A pool of slots for each block size, filled by workers and reused least recently used first.
+    """A pool of slots for each block size, filled by workers.
 
     Layers quantized differently have blocks of different sizes; a pool each wastes no memory. The
     budget is divided in proportion to the bytes of experts each pool serves.
@@ -195,7 +195,7 @@ class _Fetch:
 
     def start_ahead(self, experts: list[int]) -> None:
         """Start reading those of the experts that have no slot, into half of the slots at most."""
-        missing = [expert for expert in experts if not self._pool.touch((self.layer, expert))]
+        missing = [expert for expert in experts if not self._pool.has((self.layer, expert))]
         for expert in missing[: self._pool.num_slots // 2]:
             if not self._pool.take((self.layer, expert)):
                 break
