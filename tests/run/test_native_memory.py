@@ -33,7 +33,7 @@ def test_too_small_a_budget_names_the_smallest(packed: PackedModels) -> None:
 def test_context_and_experts_share_the_budget(packed: PackedModels) -> None:
     container = packed("qwen3_moe").container
     budget = memory_use().resident_bytes + 64 * MIB
-    engine = load_engine(container, engine="native", memory_bytes=budget)
+    engine = load_engine(container, engine="native", memory_bytes=budget, kv="fp16")
     all_experts = engine._store.nbytes
     assert all_experts == engine._model.expert_bytes
     with pytest.raises(RunError, match="KV cache of 1000000 tokens"):
