@@ -96,6 +96,7 @@ def params_of(found: Layout) -> dict[str, float]:
             "group_size": weight.group_size,
             "dtype": DTYPES.index(scales.dtype),
             "bias_dtype": DTYPES.index(parts["bias"].dtype) if "bias" in parts else 0,
+            "arithmetic": 0,
             "has_bias": "bias" in parts,
         }
         for role in ("weight", "scales", "biases", "bias"):
@@ -164,6 +165,7 @@ def matrix_cases(opened: KexpSet, layer: int, pattern: int | None) -> Iterator[C
             f"m0.{name}": params[f"{projection}.{name}"]
             for name in (
                 *("out_features", "in_features", "bits", "group_size", "dtype", "bias_dtype"),
+                "arithmetic",
             )
         }
         rows, cols = int(shape["m0.out_features"]), int(shape["m0.in_features"])
