@@ -5,6 +5,18 @@
             ...                                        # address is valid inside the `with`
 
 An address is where the expert's payload begins (`formats.Layout` says where its parts lie).
+
+Which store "auto" takes, looked at in this order when a model is opened:
+
+| memory                                         | store  | dense weights                    |
+|------------------------------------------------|--------|----------------------------------|
+| the user gave a budget                         | owned  | copied to huge pages, counted    |
+| experts take at most 85 % of what is available | mapped | mapped, read in as huge pages    |
+| 90 % of the experts are in the page cache      | mapped | mapped, read in as huge pages    |
+| anything else: half of what is available       | owned  | copied to huge pages             |
+
+Available is what may be taken without swapping: page cache that can be dropped included, within
+the limit of a control group. Rows of an embedding that is not the head too stay in the file.
 """
 
 from __future__ import annotations
@@ -30,7 +42,7 @@ Arrival = tuple[int, int]
 
 # Of the memory that is available: below the first share, mapped experts leave room for everything
 # else; an owned pool that nobody gave a budget takes the second.
-_COMFORTABLE_SHARE = 0.7
+_COMFORTABLE_SHARE = 0.85
 _OWNED_SHARE = 0.5
 # With this much of the experts in the page cache, reading them into slots again would be waste.
 _RESIDENT_SHARE = 0.9
@@ -118,16 +130,16 @@ def open_store(
             "a memory budget cannot be kept with mapped experts, whose pages belong to the "
             "kernel: leave one of the two out"
         )
+    fits = budget_bytes is None and residency != "owned" and fits_comfortably(model)
     if residency == "auto":
-        owned = budget_bytes is not None or not fits_comfortably(model)
-        residency = "owned" if owned else "mapped"
+        residency = "mapped" if fits else "owned"
     if residency == "mapped":
         return MappedStore(
             model.container,
             num_readers=num_readers,
             check=check,
             stats=stats,
-            huge_pages=fits_comfortably(model),
+            huge_pages=fits,
         )
     if budget_bytes is None:
         budget_bytes = int(available_bytes() * _OWNED_SHARE)
