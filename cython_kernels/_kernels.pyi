@@ -216,7 +216,7 @@ def turboquant_attention(
 ) -> None: ...
 
 class Steps(Bound):
-    def __init__(self, *steps: Bound) -> None: ...
+    def __init__(self, *steps: Bound, label: int | None = None) -> None: ...
 
 class ExpertSum(Bound):
     def __init__(
@@ -232,6 +232,12 @@ class ExpertSum(Bound):
 
 class TokenExperts:
     def __init__(
-        self, layout: ExpertLayout, x: _F32, results: _F32, order: _I32, scratch: _F32
+        self,
+        layout: ExpertLayout,
+        x: _F32,
+        experts: _I32,
+        results: _F32,
+        order: _I32,
+        scratch: _F32,
     ) -> None: ...
-    def __call__(self, addresses: _U64) -> None: ...
+    def __call__(self, table: _U64) -> bool: ...

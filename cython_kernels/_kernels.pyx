@@ -22,10 +22,10 @@ cdef extern from "threadpool.h" nogil:
 include "buffers.pxi"
 include "matrix.pxi"
 include "vector.pxi"
-include "bound.pxi"
 include "turboquant.pxi"
 include "map_guard.pxi"
 include "time_split.pxi"
+include "bound.pxi"
 include "read_memory.pxi"
 
 

@@ -155,7 +155,9 @@ cdef class GatedDeltaHeads(Bound):
         args.num_tokens = num_tokens
         cdef int status
         with nogil:
+            kandiga_time_label(KANDIGA_TIME_GATED_DELTA)
             status = vector_gated_delta_heads(&args, &self.out.r)
+            kandiga_time_label(KANDIGA_TIME_DENSE)
         if status:
             raise MemoryError("gated delta: no memory for scratch")
 
@@ -337,12 +339,19 @@ cdef class SplitInterleaved(Bound):
 
 
 cdef class Steps(Bound):
-    """Kernels that run one after another on the same number of tokens, as one call."""
+    """Kernels that run one after another on the same number of tokens, as one call.
+
+    Their time counts under the TIME_ label given, or under that of the caller.
+    """
 
     cdef tuple steps
+    cdef int label
 
-    def __init__(self, *steps):
+    def __init__(self, *steps, label=None):
         cdef Bound step
+        self.label = -1 if label is None else label
+        if not -1 <= self.label < KANDIGA_NUM_TIMES:
+            raise ValueError(f"label: {label}, expected 0 to {KANDIGA_NUM_TIMES - 1}")
         if not steps:
             raise ValueError("steps: none, expected at least one")
         for step in steps:
@@ -350,6 +359,8 @@ cdef class Steps(Bound):
         self.steps = steps
 
     cdef int run(self, Py_ssize_t num_tokens) except -1:
+        if self.label >= 0:
+            kandiga_time_label(<kandiga_time>self.label)
         for step in self.steps:
             (<Bound>step).run(num_tokens)
         return 0
@@ -396,15 +407,16 @@ cdef class ExpertSum(Bound):
         args.num_tokens = num_tokens
         _check_indices("order", args.order, num_tokens * args.top_k, self.num_results)
         with nogil:
+            kandiga_time_label(KANDIGA_TIME_EXPERTS)
             vector_expert_sum(&args)
+            kandiga_time_label(KANDIGA_TIME_DENSE)
         return 0
 
 
 cdef class TokenExperts(Bound):
     """results (K, H) = the MLPs of the K experts of one token, the first row of x (T, H).
 
-    A call takes the addresses (K,) uint64 of their blocks, as expert_mlp does, and leaves
-    order (K,) int32 counting from 0, for ExpertSum.
+    experts (K,) int32 says which; order (K,) int32 is left counting from 0, for ExpertSum.
     """
 
     cdef ExpertLayout layout
@@ -412,20 +424,25 @@ cdef class TokenExperts(Bound):
     cdef float* results
     cdef float* scratch
     cdef int32_t* order
+    cdef const int32_t* experts
     cdef Py_ssize_t top_k
     cdef const int32_t* offsets
     cdef const int32_t* rows
+    cdef uint64_t* addresses
 
-    def __init__(self, ExpertLayout layout not None, x, results, order, scratch):
+    def __init__(self, ExpertLayout layout not None, x, experts, results, order, scratch):
         import numpy
 
         self.layout = layout
-        cdef Py_buffer* view = self.held.f32(x, "x", 2)
         self.max_tokens = 1
+        cdef Py_buffer* view = self.held.f32(x, "x", 2)
         expect_shape(view, "x", view.shape[0], layout.hidden_size)
         self.x = <const float*>view.buf
-        view = self.held.i32_out(order, "order", 1)
+        view = self.held.i32(experts, "experts", 1)
         self.top_k = view.shape[0]
+        self.experts = <const int32_t*>view.buf
+        view = self.held.i32_out(order, "order", 1)
+        expect_shape(view, "order", self.top_k)
         self.order = <int32_t*>view.buf
         view = self.held.f32_out(results, "results", 2)
         expect_shape(view, "results", self.top_k, layout.hidden_size)
@@ -439,19 +456,31 @@ cdef class TokenExperts(Bound):
         self.offsets = <const int32_t*>self.held.i32(counting, "offsets", 1).buf
         zeros = numpy.zeros(self.top_k, dtype=numpy.int32)
         self.rows = <const int32_t*>self.held.i32(zeros, "rows", 1).buf
+        addresses = numpy.zeros(self.top_k, dtype=numpy.uint64)
+        self.addresses = <uint64_t*>self.held.get(addresses, "", ("uint64",), 1, True).buf
 
-    def __call__(self, addresses):
+    def __call__(self, table):
+        """Compute with the addresses of all experts (E,) uint64, 0 for those not in memory.
+
+        Returns False, and does nothing, when the token wants one of these.
+        """
         cdef Buffers held = Buffers()
-        cdef Py_buffer* view = held.get(addresses, "addresses", ("uint64",), 1, False)
-        expect_shape(view, "addresses", self.top_k)
+        cdef Py_buffer* view = held.get(table, "table", ("uint64",), 1, False)
+        cdef const uint64_t* known = <const uint64_t*>view.buf
         cdef int32_t k
         cdef int status
+        _check_indices("experts", self.experts, self.top_k, view.shape[0])
         for k in range(self.top_k):
             self.order[k] = k
+            self.addresses[k] = known[self.experts[k]]
+            if self.addresses[k] == 0:
+                return False
         with nogil:
+            kandiga_time_label(KANDIGA_TIME_EXPERTS)
             status = kandiga_expert_mlp(
-                &self.layout.c, <const uint64_t*>view.buf, self.top_k, self.offsets, self.rows,
-                self.x, 1, self.results, self.scratch,
+                &self.layout.c, self.addresses, self.top_k, self.offsets, self.rows, self.x, 1,
+                self.results, self.scratch,
             )
         if status:
             raise MemoryError("expert_mlp: no memory for scratch")
+        return True

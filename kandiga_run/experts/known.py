@@ -48,6 +48,13 @@ class KnownExperts:
         found: NDArray[np.uint64] = self._known[layer][experts]
         return found if found.all() else None
 
+    def table(self, layer: int) -> NDArray[np.uint64]:
+        """Return the address of every expert, 0 where nothing is known of it."""
+        if layer <= self._last_layer:
+            self._forget_if_pages_were_taken()
+        self._last_layer = layer
+        return self._known[layer]
+
     def add(self, layer: int, expert: int) -> None:
         """Believe that the expert is in memory, checked as far as it must be."""
         self._known[layer][expert] = self._all[layer][expert]

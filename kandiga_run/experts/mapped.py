@@ -77,6 +77,15 @@ class MappedStore:
             self.stats.experts_reused += found.size
         return found
 
+    def table(self, layer: int) -> NDArray[np.uint64] | None:
+        """Return the addresses of all experts (E,), 0 where nothing is known of one."""
+        return self._known.table(layer)
+
+    def count_reused(self, num_experts: int) -> None:
+        """Count experts of a table that were used."""
+        self.stats.experts_requested += num_experts
+        self.stats.experts_reused += num_experts
+
     @contextmanager
     def fetch(self, layer: int, experts: NDArray[np.int32]) -> Iterator[Arrivals]:
         """Bring the experts in; each arrives once, those already in memory first."""

@@ -70,6 +70,13 @@ class OwnedStore:
         self.stats.experts_reused += len(found)
         return np.array(found, np.uint64)
 
+    def table(self, layer: int) -> None:
+        """Return None: using a slot must be noted, or it would soon be given away."""
+        return
+
+    def count_reused(self, num_experts: int) -> None:
+        """Do nothing: there is no table."""
+
     @contextmanager
     def fetch(self, layer: int, experts: NDArray[np.int32]) -> Iterator[Arrivals]:
         """Bring the experts in; each arrives once, those already in a slot first.

@@ -96,6 +96,15 @@ class ExpertStore(Protocol):
         True of every chunk of a prompt in which each expert serves several tokens.
         """
 
+    def table(self, layer: int) -> NDArray[np.uint64] | None:
+        """Return the addresses of all experts of a layer (E,), 0 where `fetch` is needed.
+
+        To be used at once; say with `count_reused` how many were. None: the store has no table.
+        """
+
+    def count_reused(self, num_experts: int) -> None:
+        """Count experts of a table that were used."""
+
     def resize(self, budget_bytes: int) -> None:
         """Give memory back, or take more, up to the budget the store was opened with.
 

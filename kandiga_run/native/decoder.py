@@ -154,6 +154,5 @@ class Decoder:
             mix(num_tokens, cache, state.position)
             add_and_norm(num_tokens)
             feed_forward(num_tokens)
-            label_time(TIME_DENSE)
             add_and_norm_for_next(num_tokens)
         return normed

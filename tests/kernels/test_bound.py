@@ -104,6 +104,53 @@ def test_expert_sum(shared: bool) -> None:
     assert np.isnan(out[TOKENS:]).all()
 
 
+def test_token_experts() -> None:
+    hidden, intermediate, num_experts = 32, 16, 6
+    shapes = {
+        "gate": (intermediate, hidden),
+        "up": (intermediate, hidden),
+        "down": (hidden, intermediate),
+    }
+    part_bytes = hidden * intermediate * 4
+    parts = {
+        (name, "weight"): {
+            "offset_bytes": i * part_bytes,
+            "dtype": "f32",
+            "shape": shape,
+            "bits": 0,
+            "group_size": 0,
+            "mode": "none",
+        }
+        for i, (name, shape) in enumerate(shapes.items())
+    }
+    layout = ck.ExpertLayout(parts, hidden_size=hidden, moe_intermediate_size=intermediate)
+    blocks = normal(1, num_experts, 3 * hidden * intermediate, scale=0.3)
+    table = blocks.ctypes.data + np.arange(num_experts, dtype=np.uint64) * np.uint64(3 * part_bytes)
+    x, experts = normal(2, MAX_TOKENS, hidden), np.array([4, 0, 5], np.int32)
+    scratch, order = ck.expert_scratch(layout, 3), np.full(3, -1, np.int32)
+    results, want = unset(3, hidden), unset(3, hidden)
+    ck.expert_mlp(
+        layout,
+        table[experts],
+        np.arange(4, dtype=np.int32),
+        np.zeros(3, np.int32),
+        x[:1],
+        want,
+        scratch,
+    )
+    compute = ck.TokenExperts(layout, x, experts, results, order, scratch)
+    assert compute(table)
+    np.testing.assert_array_equal(results, want)
+    np.testing.assert_array_equal(order, [0, 1, 2])
+
+    results[:] = 7.0
+    assert not compute(np.where(np.arange(num_experts) == 5, 0, table).astype(np.uint64))
+    assert (results == 7.0).all()
+    experts[1] = num_experts
+    with pytest.raises(ValueError, match=r"experts\[1\]: 6, expected 0 <= index < 6"):
+        compute(table)
+
+
 def f32(*shape: int) -> np.ndarray:
     return np.zeros(shape, np.float32)
 

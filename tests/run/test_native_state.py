@@ -154,6 +154,7 @@ def interrupt_once(engine: Engine, monkeypatch: pytest.MonkeyPatch, layer: int) 
     monkeypatch.setattr(engine._store, "fetch", interrupted)
     # Experts that are in memory are not fetched.
     monkeypatch.setattr(engine._store, "addresses", lambda layer, experts: None)
+    monkeypatch.setattr(engine._store, "table", lambda layer: None)
 
 
 def test_an_interrupted_call_leaves_no_trace(

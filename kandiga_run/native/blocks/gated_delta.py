@@ -14,12 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cython_kernels import (
-    TIME_DENSE,
-    TIME_GATED_DELTA,
     GatedDeltaHeads,
     Projections,
     SplitInterleaved,
-    label_time,
 )
 from kandiga_run.errors import RunError
 from kandiga_run.kv.recurrent import RecurrentState
@@ -247,9 +244,7 @@ class GatedDeltaNet:
     def forward(self, num_tokens: int, cache: RecurrentState, position: int) -> None:
         """Advance the state over the first num_tokens rows of x; write those of out."""
         self._projection.forward(num_tokens)
-        label_time(TIME_GATED_DELTA)
         self._mix(num_tokens, cache.conv, cache.delta)
-        label_time(TIME_DENSE)
         self._project_out(num_tokens)
 
 

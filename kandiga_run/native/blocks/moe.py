@@ -12,14 +12,12 @@ from numpy.typing import NDArray
 
 from cython_kernels import (
     TIME_DENSE,
-    TIME_EXPERTS,
     ExpertLayout,
     ExpertSum,
     Projections,
     Steps,
     TokenExperts,
     expert_scratch,
-    label_time,
 )
 from kandiga_run.experts.assignment import Assignment
 from kandiga_run.experts.compute import compute_all, compute_batch
@@ -61,11 +59,12 @@ class SharedExpert:
         self.answers = self._scratch.rows("feed_forward/shared_expert", rows, self._hidden_size)
         self.gates: Array = self._scratch.rows("feed_forward/shared_expert_gate", rows, 1)
         self._mlp.bind(x, self.answers)
-        self._steps = Steps(self._mlp.steps, Projections((self._gate_matrix,), x, (self.gates,)))
+        self._steps = Steps(
+            self._mlp.steps, Projections((self._gate_matrix,), x, (self.gates,)), label=TIME_DENSE
+        )
 
     def forward(self, num_tokens: int) -> None:
         """Compute the first num_tokens rows of x into those of answers and gates."""
-        label_time(TIME_DENSE)
         self._steps(num_tokens)
 
 
@@ -107,7 +106,12 @@ class MoE:
         if shared is not None:
             shared.bind(x)
         self._compute_one_token = TokenExperts(
-            self._layout, x, self._results[:top_k], self._order[:top_k], self._workspace
+            self._layout,
+            x,
+            router.experts[0],
+            self._results[:top_k],
+            self._order[:top_k],
+            self._workspace,
         )
         self._sum = ExpertSum(
             self._results,
@@ -121,17 +125,12 @@ class MoE:
     def forward(self, num_tokens: int) -> None:
         """Compute the first num_tokens rows of x into those of out."""
         self._router.forward(num_tokens)
-        one_token = num_tokens == 1
-        addresses = (
-            self._store.addresses(self._layer, self._router.experts[0]) if one_token else None
-        )
-        if addresses is None:
-            self._compute_chunk(num_tokens)
-        else:  # the short way of a decode token
+        table = self._store.table(self._layer) if num_tokens == 1 else None
+        if table is not None and self._compute_one_token(table):  # the short way
+            self._store.count_reused(self._top_k)
             self._compute_shared_expert(1)
-            label_time(TIME_EXPERTS)
-            self._compute_one_token(addresses)
-        label_time(TIME_EXPERTS)
+        else:
+            self._compute_chunk(num_tokens)
         self._sum(num_tokens)
 
     def _compute_chunk(self, num_tokens: int) -> None:

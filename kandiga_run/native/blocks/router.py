@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cython_kernels import TIME_ROUTING, Projections, Steps, TopKRouting, label_time
+from cython_kernels import TIME_ROUTING, Projections, Steps, TopKRouting
 from kandiga_run.native.scratch import Scratch
 from kandiga_run.native.weights import Weights
 
@@ -54,9 +54,9 @@ class Router:
         self._steps = Steps(
             Projections((self._matrix,), x, (logits,)),
             TopKRouting(logits, self._mode, self.experts, self.scores),
+            label=TIME_ROUTING,
         )
 
     def forward(self, num_tokens: int) -> None:
         """Choose for the first num_tokens rows of x, into those of experts and scores."""
-        label_time(TIME_ROUTING)
         self._steps(num_tokens)
