@@ -1,5 +1,6 @@
 #include "expert.h"
 #include "dispatch.h"
+#include "expert_few.h"
 #include "gemm.h"
 #include "threadpool.h"
 
@@ -53,16 +54,6 @@ static size_t div_up(size_t n, size_t divisor) {
     return (n + divisor - 1) / divisor;
 }
 
-static struct kandiga_matrix bind(const struct kandiga_projection* p, uint64_t address) {
-    struct kandiga_matrix w = p->matrix;
-    const char* block = (const char*)(uintptr_t)address;
-    w.weight = block + p->weight_offset;
-    w.scales = block + p->scales_offset;
-    w.zeros = block + p->zeros_offset;
-    w.bias = p->has_bias ? block + p->bias_offset : NULL;
-    return w;
-}
-
 static size_t num_orders(const struct kandiga_expert_layout* layout) {
     return kandiga_same_order(&layout->gate.matrix, &layout->up.matrix) ? 1 : 2;
 }
@@ -85,7 +76,9 @@ size_t kandiga_expert_scratch_floats(const struct kandiga_expert_layout* layout,
     size_t intermediate = layout->gate.matrix.out_features;
     size_t row_floats = num_orders(layout) * kandiga_prepared_floats(hidden) +
                         kandiga_round_up(intermediate, 16) + kandiga_prepared_floats(intermediate);
-    return rows * row_floats + 16; /* 16: room to align the start to 64 bytes */
+    size_t few = kandiga_expert_few_floats(layout, min_size(num_rows, KANDIGA_FEW_ROWS));
+    size_t waves = rows * row_floats;
+    return (few > waves ? few : waves) + 16; /* 16: room to align the start to 64 bytes */
 }
 
 /* The four steps of a wave, each a job of its own: prepare x, gate and up, prepare h, down. */
@@ -116,9 +109,9 @@ static void gate_up_item(void* context, size_t item) {
         up_x[i] = gate_x[i] + (run->two_orders ? run->order_stride : 0);
     }
     float gate[KANDIGA_MAX_TOKENS * GATE_UP_ROWS], up[KANDIGA_MAX_TOKENS * GATE_UP_ROWS];
-    struct kandiga_matrix w = bind(&run->layout->gate, group->address);
+    struct kandiga_matrix w = kandiga_bind(&run->layout->gate, group->address);
     kandiga_rows(&w, gate_x, group->num_rows, begin, end, gate, GATE_UP_ROWS);
-    w = bind(&run->layout->up, group->address);
+    w = kandiga_bind(&run->layout->up, group->address);
     kandiga_rows(&w, up_x, group->num_rows, begin, end, up, GATE_UP_ROWS);
     for (size_t i = 0; i < group->num_rows; i++) {
         size_t row = group->wave_row + i;
@@ -142,7 +135,7 @@ static void down_item(void* context, size_t item) {
     const float* h[KANDIGA_MAX_TOKENS];
     for (size_t i = 0; i < group->num_rows; i++)
         h[i] = run->prepared_h + (group->wave_row + i) * intermediate_floats(run);
-    struct kandiga_matrix w = bind(&run->layout->down, group->address);
+    struct kandiga_matrix w = kandiga_bind(&run->layout->down, group->address);
     kandiga_rows(&w, h, group->num_rows, begin, end,
                  run->out + group->first_row * run->hidden_size + begin, run->hidden_size);
 }
@@ -194,6 +187,18 @@ static void run_waves(struct run* run, const uint64_t* addresses, size_t num_exp
         run_wave(run);
 }
 
+/* Whether kandiga_expert_few takes the call. */
+static int is_few(const struct kandiga_expert_layout* layout, size_t num_experts,
+                  const int32_t* row_offsets) {
+    int32_t most = 0;
+    for (size_t j = 0; j < num_experts; j++)
+        most =
+            row_offsets[j + 1] - row_offsets[j] > most ? row_offsets[j + 1] - row_offsets[j] : most;
+    return most <= KANDIGA_FEW_TOKENS && num_experts <= KANDIGA_FEW_ROWS &&
+           row_offsets[num_experts] <= KANDIGA_FEW_ROWS &&
+           !kandiga_gemm_serves_expert(layout, (size_t)most);
+}
+
 static int serves_all(const struct kandiga_expert_layout* layout, size_t num_experts,
                       const int32_t* row_offsets) {
     for (size_t j = 0; j < num_experts; j++) {
@@ -209,6 +214,11 @@ int kandiga_expert_mlp(const struct kandiga_expert_layout* layout, const uint64_
                        const float* x, size_t num_tokens, float* out, float* scratch) {
     if (num_experts == 0 || row_offsets[num_experts] == 0)
         return 0;
+    float* aligned = (float*)(((uintptr_t)scratch + 63) & ~(uintptr_t)63);
+    if (is_few(layout, num_experts, row_offsets)) {
+        kandiga_expert_few(layout, addresses, num_experts, row_offsets, rows, x, out, aligned);
+        return 0;
+    }
     kandiga_pool_hold();
     int status = kandiga_gemm_expert_mlp(layout, addresses, num_experts, row_offsets, rows, x, out);
     if (status != 0 || serves_all(layout, num_experts, row_offsets)) {
@@ -227,7 +237,7 @@ int kandiga_expert_mlp(const struct kandiga_expert_layout* layout, const uint64_
     run.two_orders = num_orders(layout) == 2;
     run.by_token = num_tokens <= wave_rows;
     run.order_stride = wave_rows * hidden_floats(&run);
-    run.prepared_x = (float*)(((uintptr_t)scratch + 63) & ~(uintptr_t)63);
+    run.prepared_x = aligned;
     run.prepared_h = run.prepared_x + num_orders(layout) * run.order_stride;
     run.activated = run.prepared_h + wave_rows * intermediate_floats(&run);
     run.num_groups = 0;

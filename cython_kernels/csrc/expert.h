@@ -19,6 +19,18 @@ struct kandiga_expert_layout {
     struct kandiga_projection gate, up, down;
 };
 
+/* The projection of the expert whose block begins at `address`. */
+static inline struct kandiga_matrix kandiga_bind(const struct kandiga_projection* p,
+                                                 uint64_t address) {
+    struct kandiga_matrix w = p->matrix;
+    const char* block = (const char*)(uintptr_t)address;
+    w.weight = block + p->weight_offset;
+    w.scales = block + p->scales_offset;
+    w.zeros = block + p->zeros_offset;
+    w.bias = p->has_bias ? block + p->bias_offset : NULL;
+    return w;
+}
+
 /* Floats of scratch kandiga_expert_mlp needs for num_rows rows; bounded, however many rows. */
 size_t kandiga_expert_scratch_floats(const struct kandiga_expert_layout* layout, size_t num_rows);
 

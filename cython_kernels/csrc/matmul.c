@@ -1,6 +1,7 @@
 #include "matmul.h"
 #include "dispatch.h"
 #include "gemm.h"
+#include "pieces.h"
 #include "threadpool.h"
 
 /* Below this many multiplications a second thread costs more than it brings (a job is about 2 us).
@@ -23,8 +24,8 @@ struct job {
     float* prepared; /* (num_orders, num_tokens, prepared_floats) */
     size_t prepared_floats;
 
-    size_t rows_per_item;
-    size_t first_item[KANDIGA_MAX_MATRICES + 1];
+    size_t first_row[KANDIGA_MAX_MATRICES + 1]; /* of each matrix, counted through all of them */
+    struct kandiga_pieces pieces;
 };
 
 static size_t min_size(size_t a, size_t b) {
@@ -46,20 +47,17 @@ static void find_orders(struct job* job) {
     }
 }
 
-/* Cut every matrix into items of rows_per_item rows, about eight items a thread. */
+/* Cut the rows of all matrices, one after another, into pieces. */
 static void cut_rows(struct job* job) {
-    size_t total_rows = 0;
+    job->first_row[0] = 0;
     for (size_t m = 0; m < job->num_matrices; m++)
-        total_rows += job->matrices[m]->out_features;
-    size_t rows = total_rows;
-    if (total_rows * job->in_features * job->num_tokens >= MIN_PARALLEL_WORK)
-        rows = total_rows / ((size_t)kandiga_num_threads() * 8);
-    job->rows_per_item = kandiga_round_up(rows > 0 ? min_size(rows, 256) : 1, 16);
-    job->first_item[0] = 0;
-    for (size_t m = 0; m < job->num_matrices; m++)
-        job->first_item[m + 1] =
-            job->first_item[m] +
-            (job->matrices[m]->out_features + job->rows_per_item - 1) / job->rows_per_item;
+        job->first_row[m + 1] = job->first_row[m] + job->matrices[m]->out_features;
+    size_t total_rows = job->first_row[job->num_matrices];
+    const struct kandiga_matrix* w = job->matrices[0];
+    int is_small = total_rows * job->in_features * job->num_tokens < MIN_PARALLEL_WORK;
+    size_t row_bytes = job->in_features * (size_t)(w->bits > 0 ? w->bits : 16) / 8;
+    kandiga_cut(&job->pieces, total_rows, kandiga_piece_rows(row_bytes),
+                is_small ? 1 : (size_t)kandiga_num_threads());
 }
 
 static void prepare_item(void* context, size_t item) {
@@ -69,19 +67,26 @@ static void prepare_item(void* context, size_t item) {
                     prepared_token(job, order, token));
 }
 
-static void rows_item(void* context, size_t item) {
-    const struct job* job = context;
-    size_t m = 0;
-    while (item >= job->first_item[m + 1])
-        m++;
+/* Rows begin to end of matrix m. */
+static void matrix_rows(const struct job* job, size_t m, size_t begin, size_t end) {
     const struct kandiga_matrix* w = job->matrices[m];
-    size_t begin = (item - job->first_item[m]) * job->rows_per_item;
-    size_t end = min_size(begin + job->rows_per_item, w->out_features);
     const float* prepared[KANDIGA_MAX_TOKENS];
     for (size_t t = 0; t < job->num_tokens; t++)
         prepared[t] = prepared_token(job, job->order_of[m], t);
     kandiga_rows(w, prepared, job->num_tokens, begin, end,
                  job->outs[m] + job->first_token * w->out_features + begin, w->out_features);
+}
+
+static void rows_item(void* context, size_t item) {
+    const struct job* job = context;
+    size_t row = job->pieces.begins[item], end = job->pieces.begins[item + 1];
+    for (size_t m = 0; row < end; m++) {
+        size_t last = min_size(end, job->first_row[m + 1]);
+        if (row < last) {
+            matrix_rows(job, m, row - job->first_row[m], last - job->first_row[m]);
+            row = last;
+        }
+    }
 }
 
 static void run_block(struct job* job) {
@@ -93,7 +98,7 @@ static void run_block(struct job* job) {
         kandiga_parallel_for(prepare_item, job, num_prepares);
     }
     cut_rows(job);
-    kandiga_parallel_for(rows_item, job, job->first_item[job->num_matrices]);
+    kandiga_parallel_for(rows_item, job, job->pieces.count);
 }
 
 static int matmul_many(const struct kandiga_matrix* const* matrices, float* const* outs,

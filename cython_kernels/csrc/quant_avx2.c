@@ -1,24 +1,10 @@
 /* The matrix kernels for AVX2, FMA, F16C. What the functions give is said in quant_avx512.c. */
-#include "quant_ops.h"
-#include "quant_windows.h"
-#include "simd_avx2.h"
+#include "codes_avx2.h"
 
 /* 4 rows x 3 tokens are 12 sums, which leaves 4 of 16 registers for weights and x. */
 enum { TILE_ROWS = 4, TILE_TOKENS = 3 };
 
 typedef __m256i words;
-
-static inline vf load_bf16(const uint16_t* p) {
-    __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p));
-    return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
-}
-
-static inline vf load_bf16_part(const uint16_t* p, size_t n) {
-    uint16_t lanes[8] = {0};
-    for (size_t i = 0; i < n; i++)
-        lanes[i] = p[i];
-    return load_bf16(lanes);
-}
 
 static inline words load_words(const uint8_t* p) {
     return _mm256_loadu_si256((const __m256i*)p);
@@ -73,9 +59,26 @@ static inline void unit_codes(int bits, const uint8_t* unit, vf codes[4]) {
 
 #include "quant_body.inc"
 
+static inline code_sums add_products(int bits, code_sums sums, code_bytes codes,
+                                     const int8_t* steps) {
+    const __m256i x = load_steps(steps), ones = _mm256_set1_epi16(1);
+    if (bits < 8) /* two products of 6 and 8 bits fit 16, of 8 and 8 do not */
+        return _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(codes, x), ones));
+    const __m256i mask = _mm256_set1_epi8(15);
+    const __m256i low = _mm256_and_si256(codes, mask);
+    const __m256i high = _mm256_and_si256(_mm256_srli_epi16(codes, 4), mask);
+    sums = _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(low, x), ones));
+    const __m256i sixteens = _mm256_madd_epi16(_mm256_maddubs_epi16(high, x), ones);
+    return _mm256_add_epi32(sums, _mm256_slli_epi32(sixteens, 4));
+}
+
+#include "quant_int_body.inc"
+
 const struct quant_ops kandiga_quant_avx2 = {
     .prepare = prepare,
     .rows = rows,
+    .prepare_int = prepare_int,
+    .rows_int = rows_int,
     .swiglu = swiglu,
     .add_scaled = add_scaled,
 };

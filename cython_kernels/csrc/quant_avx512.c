@@ -11,16 +11,6 @@ enum { TILE_ROWS = 4, TILE_TOKENS = 6 };
 
 typedef __m512i words; /* VF_LANES 32-bit words */
 
-static inline vf load_bf16(const uint16_t* p) {
-    __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
-}
-
-static inline vf load_bf16_part(const uint16_t* p, size_t n) {
-    __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(vf_mask(n), p));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
-}
-
 static inline words load_words(const uint8_t* p) {
     return _mm512_loadu_si512(p);
 }

@@ -1,24 +1,11 @@
 /* The matrix kernels for the aarch64 baseline. What the functions give is said in quant_avx512.c.
  */
-#include "quant_ops.h"
-#include "quant_windows.h"
-#include "simd_neon.h"
+#include "codes_neon.h"
 
 /* 4 rows x 6 tokens are 24 sums, which leaves 8 of 32 registers for weights and x. */
 enum { TILE_ROWS = 4, TILE_TOKENS = 6 };
 
 typedef uint32x4_t words;
-
-static inline vf load_bf16(const uint16_t* p) {
-    return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16));
-}
-
-static inline vf load_bf16_part(const uint16_t* p, size_t n) {
-    uint16_t lanes[4] = {0};
-    for (size_t i = 0; i < n; i++)
-        lanes[i] = p[i];
-    return load_bf16(lanes);
-}
 
 static inline words load_words(const uint8_t* p) {
     return vreinterpretq_u32_u8(vld1q_u8(p));
@@ -82,9 +69,26 @@ static inline void unit_codes(int bits, const uint8_t* unit, vf codes[8]) {
 
 #include "quant_body.inc"
 
+static inline code_sums add_products(int bits, code_sums sums, code_bytes codes,
+                                     const int8_t* steps) {
+    const int8x16_t x = vld1q_s8(steps), factors = signed_codes(bits, codes);
+    int16x8_t low = vmull_s8(vget_low_s8(factors), vget_low_s8(x));
+    int16x8_t high = vmull_high_s8(factors, x);
+    if (bits < 8) /* two products of 6 and 8 bits fit 16, of 8 and 8 do not */
+        return vpadalq_s16(sums, vpaddq_s16(low, high));
+    sums = vaddq_s32(sums, vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high)));
+    low = vshll_n_s8(vget_low_s8(x), 7);
+    high = vshll_high_n_s8(x, 7);
+    return vaddq_s32(sums, vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high)));
+}
+
+#include "quant_int_body.inc"
+
 const struct quant_ops kandiga_quant_neon = {
     .prepare = prepare,
     .rows = rows,
+    .prepare_int = prepare_int,
+    .rows_int = rows_int,
     .swiglu = swiglu,
     .add_scaled = add_scaled,
 };

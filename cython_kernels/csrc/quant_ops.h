@@ -79,8 +79,11 @@ struct quant_ops {
 
 extern const struct quant_ops kandiga_quant_scalar;
 extern const struct quant_ops kandiga_quant_avx2;
+extern const struct quant_ops kandiga_quant_avx2vnni;
 extern const struct quant_ops kandiga_quant_avx512;
+extern const struct quant_ops kandiga_quant_avx512vnni;
 extern const struct quant_ops kandiga_quant_neon;
+extern const struct quant_ops kandiga_quant_neondot;
 
 /* Columns begin <= i < end of a row of W as float32. The same code whatever the instruction set. */
 void kandiga_weight_row(const struct kandiga_matrix* w, size_t row, size_t begin, size_t end,

@@ -31,6 +31,28 @@ static const uint32_t kandiga_masks[7][16] = {
 };
 
 /*
+ * The same for integer kernels, in lanes of 16 bits, whose codes must be shifted down: multiplying
+ * by kandiga_short_factors brings the code's last bit to the lane's, and drops what lies above it.
+ */
+#define KANDIGA_SHORT_WINDOW(i, bits) (i) * (bits) / 8, (i) * (bits) / 8 + 1
+#define KANDIGA_SHORT_FACTOR(i, bits) 1u << (16 - (bits) - (i) * (bits) % 8)
+#define KANDIGA_EIGHT_LANES(of, bits)                                                              \
+    {of(0, bits), of(1, bits), of(2, bits), of(3, bits),                                           \
+     of(4, bits), of(5, bits), of(6, bits), of(7, bits)}
+
+static const uint8_t kandiga_short_windows[7][16] = {
+    [3] = KANDIGA_EIGHT_LANES(KANDIGA_SHORT_WINDOW, 3),
+    [5] = KANDIGA_EIGHT_LANES(KANDIGA_SHORT_WINDOW, 5),
+    [6] = KANDIGA_EIGHT_LANES(KANDIGA_SHORT_WINDOW, 6),
+};
+
+static const uint16_t kandiga_short_factors[7][8] = {
+    [3] = KANDIGA_EIGHT_LANES(KANDIGA_SHORT_FACTOR, 3),
+    [5] = KANDIGA_EIGHT_LANES(KANDIGA_SHORT_FACTOR, 5),
+    [6] = KANDIGA_EIGHT_LANES(KANDIGA_SHORT_FACTOR, 6),
+};
+
+/*
  * A unit of 32 codes is 4 * bits bytes and is loaded in pieces of piece_codes codes, load_bytes
  * bytes a load. Where a piece begins so late that the load would pass the unit's end (and with the
  * last unit the buffer's), the load begins earlier; the window then lies `piece start - load start`

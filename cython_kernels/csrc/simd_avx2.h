@@ -57,6 +57,18 @@ static inline vf vf_load_half_part(const uint16_t* p, size_t n) {
     return vf_load_half(lanes);
 }
 
+static inline vf vf_load_bf16(const uint16_t* p) {
+    __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+}
+
+static inline vf vf_load_bf16_part(const uint16_t* p, size_t n) {
+    uint16_t lanes[8] = {0};
+    for (size_t i = 0; i < n; i++)
+        lanes[i] = p[i];
+    return vf_load_bf16(lanes);
+}
+
 static inline void vf_store_half(uint16_t* p, vf x) {
     _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
 }

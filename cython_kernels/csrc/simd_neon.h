@@ -53,6 +53,17 @@ static inline vf vf_load_half_part(const uint16_t* p, size_t n) {
     return vf_load_half(lanes);
 }
 
+static inline vf vf_load_bf16(const uint16_t* p) {
+    return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16));
+}
+
+static inline vf vf_load_bf16_part(const uint16_t* p, size_t n) {
+    uint16_t lanes[4] = {0};
+    for (size_t i = 0; i < n; i++)
+        lanes[i] = p[i];
+    return vf_load_bf16(lanes);
+}
+
 static inline void vf_store_half(uint16_t* p, vf x) {
     vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(x)));
 }

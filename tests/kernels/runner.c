@@ -14,7 +14,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define MAX_ENTRIES 96
+#define MAX_ENTRIES 128
 #define NAME_BYTES 32
 
 struct number {

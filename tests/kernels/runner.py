@@ -16,24 +16,20 @@ from kernels.cases import Case, read_results, write_cases
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "cython_kernels" / "csrc"
 # As in cython_kernels/meson.build.
+_AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+_AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", *_AVX2]
 ISA_FLAGS = {
     "scalar": [],
-    "avx2": ["-mavx2", "-mfma", "-mf16c"],
-    "avx512": [
-        *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"),
-        *("-mavx2", "-mfma", "-mf16c"),
-    ],
-    "amx": [
-        *("-mamx-tile", "-mamx-bf16", "-mamx-int8", "-mavx512vbmi"),
-        *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"),
-        *("-mavx2", "-mfma", "-mf16c"),
-    ],
-    "avx512vnni": [
-        *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"),
-        *("-mavx2", "-mfma", "-mf16c"),
-    ],
+    "avx2": _AVX2,
+    "avx2vnni": ["-mavxvnni", *_AVX2],
+    "avx512": _AVX512,
+    "avx512vnni": ["-mavx512vnni", "-mavx512vbmi", *_AVX512],
+    "amx": ["-mamx-tile", "-mamx-bf16", "-mamx-int8", "-mavx512vbmi", *_AVX512],
     "neon": [],
+    "neondot": ["-march=armv8.2-a+dotprod"],
 }
+X86_ISAS = ("scalar", "avx2", "avx2vnni", "avx512", "avx512vnni", "amx")
+NEON_ISAS = ("scalar", "neon", "neondot")
 WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Werror"]
 
 
@@ -60,7 +56,7 @@ class Runner:
 def host_isas() -> tuple[str, ...]:
     """Return what can be compiled for this machine; it need not be able to run it."""
     x86 = platform.machine() == "x86_64"
-    return ("scalar", "avx2", "avx512", "avx512vnni", "amx") if x86 else ("scalar", "neon")
+    return X86_ISAS if x86 else NEON_ISAS
 
 
 def build(folder: Path, compiler: str, isas: Sequence[str], flags: Sequence[str]) -> Path:

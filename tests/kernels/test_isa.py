@@ -12,19 +12,14 @@ import cython_kernels
 from cython_kernels import _kernels
 
 # Flags of /proc/cpuinfo that an instruction set's code needs.
+AVX2 = {"avx2", "fma", "f16c"}
+AVX512 = AVX2 | {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
 X86_FLAGS = {
-    "avx2": {"avx2", "fma", "f16c"},
-    "avx512": {"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq"},
-    "amx": {
-        "avx512f",
-        "avx512bw",
-        "avx512vl",
-        "avx512dq",
-        "avx512vbmi",
-        "amx_tile",
-        "amx_bf16",
-        "amx_int8",
-    },
+    "avx2": AVX2,
+    "avx2vnni": AVX2 | {"avx_vnni"},
+    "avx512": AVX512,
+    "avx512vnni": AVX512 | {"avx512_vnni", "avx512vbmi"},
+    "amx": AVX512 | {"avx512_vnni", "avx512vbmi", "amx_tile", "amx_bf16", "amx_int8"},
 }
 
 

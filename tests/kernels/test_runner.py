@@ -10,7 +10,7 @@ import pytest
 import cython_kernels
 from kernels import quant_cases, turboquant_cases, vector_cases
 from kernels.cases import Case, check
-from kernels.runner import Runner, build, host_isas
+from kernels.runner import NEON_ISAS, Runner, build, host_isas
 
 CROSS_COMPILER = "aarch64-linux-gnu-gcc"
 QEMU = "qemu-aarch64-static"
@@ -45,12 +45,12 @@ def neon(tmp_path_factory: pytest.TempPathFactory) -> Runner:
             pytest.fail(message)
         pytest.skip(message)
     folder = tmp_path_factory.mktemp("neon")
-    program = build(folder, CROSS_COMPILER, ("scalar", "neon"), ["-static"])
+    program = build(folder, CROSS_COMPILER, NEON_ISAS, ["-static"])
     return Runner(program, (QEMU, "-cpu", "max"))
 
 
 @pytest.mark.skipif(platform.machine() == "aarch64", reason="NEON runs in this process here")
-@pytest.mark.parametrize("isa", ["scalar", "neon"])
+@pytest.mark.parametrize("isa", NEON_ISAS)
 def test_neon(isa: str, neon: Runner) -> None:
     cases = all_cases()
     for case, results in zip(cases, neon.run(cases, isa, num_threads=2), strict=True):
