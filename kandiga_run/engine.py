@@ -111,7 +111,7 @@ class EngineOptions:
     #: Tokens of the first state: a budget without room for them is refused at once. Native engine
     #: only, since mlx-lm alone knows how large a family's cache becomes.
     state_tokens: int = 1
-    #: How quantized matrices are multiplied; "auto" is exact to float32's own precision.
+    #: How quantized matrices are multiplied; "auto" is int16 in the native engine.
     arithmetic: ArithmeticChoice = "auto"
     #: How keys and values are held: "auto" is as `kv_dtype` says until a sequence is so long that
     #: compression pays; the choices with numbers are bits of keys and values.

@@ -1,90 +1,113 @@
-"""Speed of the matrix kernels next to what this machine's memory gives. A program, not a test.
+"""Speed of the kernels of a decode step next to what this machine's memory gives. Not a test.
 
-    python tests/benchmarks/kernels.py [--isa avx2] [--threads 2]
+    python tests/benchmarks/kernels.py [--isa avx2vnni] [--threads 1] [--file FILE] [--seconds 20]
 
-Weights are spread over more memory than the caches hold, as in a model: every call finds them cold.
-GB/s counts the bytes of codes, scales and biases. The ceiling is the read loop of the same pool.
+Weights are spread over more memory than the caches hold: every call finds them cold. GB/s counts
+the bytes of codes, scales and biases. All kernels take turns, so that a slow moment of the machine
+is everybody's; medians. The ceiling is the fastest way of only reading the same memory, in the same
+turns. Many tokens at once: gemm.py.
 """
 
+import mmap
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
+from numpy.typing import NDArray
 
 import cython_kernels
-from cython_kernels import _kernels
+from cython_kernels import READ_ORDERS, _kernels, read_memory
 
 # More than any last-level cache a small machine has.
 COLD_BYTES = 1 << 30
+PAGE_BYTES = 2 << 20
+
+#: Does one piece of work over cold memory and returns the bytes it read.
+Call = Callable[[], int]
 
 
-def best_seconds(call: Callable[[int], None], *, num_calls: int) -> float:
-    """Shortest time of one call: what other programs take is not the kernel's. call(i): call i."""
-    best = float("inf")
-    for i in range(num_calls):
-        start = time.perf_counter()
-        call(i)
-        best = min(best, time.perf_counter() - start)
-    return best
+def cold_memory(file: Path | None, num_bytes: int = COLD_BYTES) -> NDArray[np.uint8]:
+    """Return huge pages of 0x3c bytes (finite bfloat16 scales), or the mapped pages of a file."""
+    if file is not None:
+        mapped = np.memmap(file, np.uint8, "r")[:num_bytes]
+        read_memory(np.asarray(mapped[: len(mapped) // 64 * 64]))
+        return np.asarray(mapped)
+    area = mmap.mmap(-1, num_bytes + PAGE_BYTES)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        area.madvise(mmap.MADV_HUGEPAGE)
+    memory = np.frombuffer(area, np.uint8)
+    start = -memory.ctypes.data % PAGE_BYTES
+    memory = memory[start : start + num_bytes]
+    memory[:] = 0x3C
+    return memory
 
 
-def random_matrix(
-    memory: np.ndarray, offset_bytes: int, out_features: int, in_features: int, bits: int
-) -> tuple[cython_kernels.Matrix, int]:
-    """A group-64 bf16-scale matrix over bytes of `memory`, and where the next one may begin."""
-    groups = out_features * in_features // 64
-    sizes = (out_features * in_features * bits // 8, groups * 2, groups * 2)
-    parts = []
-    for size in sizes:
-        parts.append(memory[offset_bytes : offset_bytes + size])
-        offset_bytes += -(-size // 128) * 128
-    matrix = cython_kernels.Matrix.affine(
-        *parts,
-        out_features=out_features,
-        in_features=in_features,
-        bits=bits,
-        group_size=64,
-        scale_dtype="bf16",
-    )
-    return matrix, offset_bytes
+class Cursor:
+    """Walks through memory, so that what is handed out next was used longest ago."""
+
+    def __init__(self, memory: NDArray[np.uint8]) -> None:
+        self._memory = memory
+        self._offset_bytes = 0
+
+    def take(self, num_bytes: int) -> NDArray[np.uint8]:
+        """Return the next bytes, from a multiple of 128 on."""
+        if self._offset_bytes + num_bytes > len(self._memory):
+            self._offset_bytes = 0
+        begin = self._offset_bytes
+        self._offset_bytes += -(-num_bytes // 128) * 128
+        return self._memory[begin : begin + num_bytes]
 
 
-def bench_matmul(
-    memory: np.ndarray, out_features: int, in_features: int, bits: int, num_tokens: int
-) -> tuple[float, float]:
-    """(GB/s of weights, GFLOP/s) of matmul over cold matrices."""
-    matrices = []
-    offset_bytes = 0
-    size = out_features * in_features * (bits + 1) // 8
-    while offset_bytes + size < len(memory):
-        matrix, offset_bytes = random_matrix(memory, offset_bytes, out_features, in_features, bits)
-        matrices.append(matrix)
+def read_call(cursor: Cursor, num_bytes: int, order: int) -> Call:
+    """Only read."""
+
+    def call() -> int:
+        read_memory(cursor.take(num_bytes), order)
+        return num_bytes
+
+    return call
+
+
+def matmul_call(
+    cursor: Cursor, shape: tuple[int, int], bits: int, num_tokens: int, arithmetic: str
+) -> Call:
+    """One matrix (out, in) of group size 64 with bfloat16 scales."""
+    out_features, in_features = shape
+    groups_bytes = out_features * in_features // 64 * 2
+    sizes = (out_features * in_features * bits // 8, groups_bytes, groups_bytes)
     rng = np.random.default_rng(0)
     x = rng.standard_normal((num_tokens, in_features)).astype(np.float32)
     out = np.empty((num_tokens, out_features), dtype=np.float32)
 
-    def call(i: int) -> None:
-        cython_kernels.matmul(matrices[i % len(matrices)], x, out)
+    def call() -> int:
+        matrix = cython_kernels.Matrix.affine(
+            *(cursor.take(size) for size in sizes),
+            out_features=out_features,
+            in_features=in_features,
+            bits=bits,
+            group_size=64,
+            scale_dtype="bf16",
+            arithmetic=arithmetic,
+        )
+        cython_kernels.matmul(matrix, x, out)
+        return sum(sizes)
 
-    num_calls = len(matrices) if num_tokens == 1 else min(len(matrices), max(3, 64 // num_tokens))
-    seconds = best_seconds(call, num_calls=num_calls)
-    flop = 2 * out_features * in_features * num_tokens
-    return matrices[0].nbytes / seconds / 1e9, flop / seconds / 1e9
+    return call
 
 
-def bench_expert(
-    memory: np.ndarray, hidden_size: int, intermediate: int, top_k: int, num_tokens: int
-) -> tuple[float, float]:
-    """(microseconds, GB/s of weights) of expert_mlp for top_k cold 4-bit experts."""
-    parts: dict[tuple[str, str], dict[str, Any]] = {}
-    offset_bytes = 0
+def expert_layout(hidden_size: int, intermediate: int, arithmetic: str) -> Any:
+    """A 4-bit expert of group size 64."""
     shapes = {
         "gate": (intermediate, hidden_size),
         "up": (intermediate, hidden_size),
         "down": (hidden_size, intermediate),
     }
+    parts: dict[tuple[str, str], dict[str, Any]] = {}
+    offset_bytes = 0
     for projection, (rows, columns) in shapes.items():
         groups = (rows, columns // 64)
         table = (("weight", "u32", (rows, columns // 8)), ("scales", "bf16", groups))
@@ -98,76 +121,90 @@ def bench_expert(
                 "mode": "affine",
             }
             offset_bytes += int(np.prod(shape)) * (4 if dtype == "u32" else 2)
-    layout = cython_kernels.ExpertLayout(
-        parts, hidden_size=hidden_size, moe_intermediate_size=intermediate
-    )
-    stride = -(-offset_bytes // 16384) * 16384
-    num_blocks = len(memory) // stride
+    sizes = {"hidden_size": hidden_size, "moe_intermediate_size": intermediate}
+    return cython_kernels.ExpertLayout(parts, arithmetic=arithmetic, **sizes)
+
+
+def expert_call(
+    memory: NDArray[np.uint8], hidden_size: int, intermediate: int, top_k: int, arithmetic: str
+) -> Call:
+    """top_k experts, strewn over memory, for one token."""
+    layout = expert_layout(hidden_size, intermediate, arithmetic)
+    stride = -(-layout.payload_bytes // 16384) * 16384
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((num_tokens, hidden_size)).astype(np.float32)
-    rows = np.tile(np.arange(num_tokens, dtype=np.int32), top_k)
-    offsets = np.arange(top_k + 1, dtype=np.int32) * np.int32(num_tokens)
-    out = np.empty((len(rows), hidden_size), dtype=np.float32)
-    scratch = cython_kernels.expert_scratch(layout, len(rows))
-    order = rng.permutation(num_blocks).astype(np.uint64) * np.uint64(stride)
-    addresses = order + np.uint64(memory.ctypes.data)
+    blocks = rng.permutation(len(memory) // stride).astype(np.uint64) * np.uint64(stride)
+    addresses = blocks + np.uint64(memory.ctypes.data)
+    x = rng.standard_normal((1, hidden_size)).astype(np.float32)
+    rows = np.zeros(top_k, dtype=np.int32)
+    offsets = np.arange(top_k + 1, dtype=np.int32)
+    out = np.empty((top_k, hidden_size), dtype=np.float32)
+    scratch = cython_kernels.expert_scratch(layout, top_k)
 
-    def call(i: int) -> None:
-        first = i * top_k % (num_blocks - top_k)
-        chosen = addresses[first : first + top_k]
-        cython_kernels.expert_mlp(layout, chosen, offsets, rows, x, out, scratch)
+    def batches() -> Iterator[NDArray[np.uint64]]:
+        while True:
+            for first in range(0, len(addresses) - top_k + 1, top_k):
+                yield addresses[first : first + top_k]
 
-    seconds = best_seconds(call, num_calls=num_blocks // top_k)
-    return seconds * 1e6, layout.payload_bytes * top_k / seconds / 1e9
+    batch = batches()
+
+    def call() -> int:
+        cython_kernels.expert_mlp(layout, next(batch), offsets, rows, x, out, scratch)
+        return int(layout.payload_bytes) * top_k
+
+    return call
 
 
-def read_ceiling(memory: np.ndarray) -> float:
-    """GB/s of reading memory with all threads: a float32 matvec, which only loads and adds."""
-    columns = 4096
-    rows = 4096
-    size = rows * columns * 4
-    matrices = [
-        cython_kernels.Matrix.dense(
-            memory[begin : begin + size], out_features=rows, in_features=columns, dtype="f32"
-        )
-        for begin in range(0, len(memory) - size, size)
-    ]
-    x = np.zeros((1, columns), dtype=np.float32)
-    out = np.empty((1, rows), dtype=np.float32)
-    seconds = best_seconds(
-        lambda i: cython_kernels.matmul(matrices[i % len(matrices)], x, out),
-        num_calls=2 * len(matrices),
-    )
-    return size / seconds / 1e9
+def speeds(calls: dict[str, Call], seconds: float) -> dict[str, float]:
+    """Median GB/s of each call, all taking turns until the time is over."""
+    seen: dict[str, list[float]] = {name: [] for name in calls}
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or not all(seen.values()):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            num_bytes = call()
+            seen[name].append(num_bytes / (time.perf_counter() - start) / 1e9)
+    return {name: statistics.median(values) for name, values in seen.items()}
+
+
+def decode_calls(memory: NDArray[np.uint8]) -> dict[str, Call]:
+    """The matrices of a decode step of Qwen3.5-35B-A3B, and other formats."""
+    cursor = Cursor(memory)
+    calls: dict[str, Call] = {}
+    for name in ("exact", "int16", "int8"):
+        for out_features, in_features in ((8192, 2048), (2048, 4096), (62080, 2048)):
+            label = f"{out_features} x {in_features}, 4 bits | {name}"
+            calls[label] = matmul_call(cursor, (out_features, in_features), 4, 1, name)
+        for top_k in (1, 8):
+            calls[f"{top_k} experts 2048 x 512, 4 bits | {name}"] = expert_call(
+                memory, 2048, 512, top_k, name
+            )
+        for bits in (2, 3, 5, 6, 8):
+            label = f"8192 x 2048, {bits} bits | {name}"
+            calls[label] = matmul_call(cursor, (8192, 2048), bits, 1, name)
+    return calls
 
 
 @click.command()
 @click.option("--isa", default=None, help="Instruction set; the best one otherwise.")
 @click.option("--threads", default=None, type=int, help="Threads; one per processor otherwise.")
-def main(isa: str | None, threads: int | None) -> None:
-    """Print GB/s and GFLOP/s of the matrix kernels."""
+@click.option("--file", type=click.Path(exists=True, path_type=Path), help="Use mapped pages.")
+@click.option("--seconds", default=20.0, help="How long the kernels take turns.")
+def main(isa: str | None, threads: int | None, file: Path | None, seconds: float) -> None:
+    """Print GB/s of the kernels, and their fraction of the ceiling, as a table."""
     if isa:
         _kernels._force_isa(isa)
     if threads:
         cython_kernels.set_num_threads(threads)
-    # Bytes 0x3c keep bfloat16 scales finite and small.
-    memory = np.full(COLD_BYTES, 0x3C, dtype=np.uint8)
-    copy_seconds = best_seconds(
-        lambda i: np.copyto(memory[: 1 << 28], memory[1 << 29 : 3 << 28]), num_calls=5
-    )
-    print(f"{cython_kernels.isa()}, {cython_kernels.num_threads()} threads")
-    print(f"memcpy, one thread: {2 * (1 << 28) / copy_seconds / 1e9:.1f} GB/s read and written")
-    print(f"read, all threads: {read_ceiling(memory):.1f} GB/s")
-    for bits in (2, 3, 4, 5, 6, 8):
-        speed, _ = bench_matmul(memory, 2048, 2048, bits, 1)
-        print(f"matvec 2048x2048 {bits} bits: {speed:.1f} GB/s")
-    for tokens in (2, 4, 16, 64, 512):
-        _, flops = bench_matmul(memory, 2048, 2048, 4, tokens)
-        print(f"matmul 2048x2048 4 bits, {tokens} tokens: {flops:.0f} GFLOP/s")
-    for hidden_size, intermediate, top_k in ((2048, 512, 8), (2048, 512, 1), (4096, 1024, 10)):
-        micros, speed = bench_expert(memory, hidden_size, intermediate, top_k, 1)
-        shape = f"{top_k} experts {hidden_size}x{intermediate}"
-        print(f"expert_mlp, {shape}, 1 token: {micros:.0f} us, {speed:.1f} GB/s")
+    memory = cold_memory(file)
+    reads = {f"read {order}": read_call(Cursor(memory), 32 << 20, order) for order in READ_ORDERS}
+    results = speeds(reads | decode_calls(memory), seconds)
+    ceiling = max(results.pop(name) for name in reads)
+    kind = f"{file} mapped" if file else "huge pages"
+    print(f"{cython_kernels.isa()}, {cython_kernels.num_threads()} threads, {kind};")
+    print(f"reading alone: {ceiling:.1f} GB/s\n")
+    print("| kernel, one token | arithmetic | GB/s | of reading |\n|---|---|---|---|")
+    for name, speed in results.items():
+        print(f"| {name} | {speed:.1f} | {speed / ceiling:.0%} |")
 
 
 if __name__ == "__main__":

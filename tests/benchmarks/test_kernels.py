@@ -1,12 +1,15 @@
 """The kernel benchmark still runs. Its figures are not tested."""
 
-import numpy as np
-
-from benchmarks.kernels import bench_expert, bench_matmul
+from benchmarks.kernels import Cursor, cold_memory, expert_call, matmul_call, read_call, speeds
 
 
 def test_benchmark_runs() -> None:
-    memory = np.full(1 << 20, 0x3C, dtype=np.uint8)
-    for num_tokens in (1, 3):
-        assert min(bench_matmul(memory, 128, 128, 4, num_tokens)) > 0
-    assert min(bench_expert(memory, 128, 64, 2, 1)) > 0
+    memory = cold_memory(None, 1 << 20)
+    cursor = Cursor(memory)
+    calls = {
+        "read": read_call(cursor, 1 << 18, 0),
+        "matmul": matmul_call(cursor, (128, 128), 4, 1, "int16"),
+        "tokens": matmul_call(cursor, (128, 128), 4, 3, "exact"),
+        "expert": expert_call(memory, 128, 64, 2, "int8"),
+    }
+    assert min(speeds(calls, 0).values()) > 0

@@ -20,7 +20,7 @@ def test_every_architecture(packed: PackedModels, family: str) -> None:
     """The logits move, by less the more bits there are; recurrent layers are left alone."""
     logits, sizes = {}, {}
     for kv in ("fp16", "k8v4", "kv3"):
-        engine = load_engine(packed(family).container, engine="native", kv=kv)
+        engine = load_engine(packed(family).container, engine="native", kv=kv, arithmetic="exact")
         state = engine.new_state(500)
         logits[kv] = engine.forward(TOKENS, state, logits="all")
         sizes[kv] = state.nbytes, state.recurrent_nbytes
