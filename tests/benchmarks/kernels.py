@@ -1,6 +1,6 @@
 """Speed of the kernels of a decode step next to what this machine's memory gives. Not a test.
 
-    python tests/benchmarks/kernels.py [--isa avx2vnni] [--threads 1] [--file FILE] [--seconds 20]
+    python tests/benchmarks/kernels.py [--isa avx2vnni] [--threads 1] [--mapped] [--seconds 20]
 
 Weights are spread over more memory than the caches hold: every call finds them cold. GB/s counts
 the bytes of codes, scales and biases. All kernels take turns, so that a slow moment of the machine
@@ -10,9 +10,9 @@ turns. Many tokens at once: gemm.py.
 
 import mmap
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import click
@@ -30,13 +30,17 @@ PAGE_BYTES = 2 << 20
 Call = Callable[[], int]
 
 
-def cold_memory(file: Path | None, num_bytes: int = COLD_BYTES) -> NDArray[np.uint8]:
-    """Return huge pages of 0x3c bytes (finite bfloat16 scales), or the mapped pages of a file."""
-    if file is not None:
-        mapped = np.memmap(file, np.uint8, "r")[:num_bytes]
-        read_memory(np.asarray(mapped[: len(mapped) // 64 * 64]))
-        return np.asarray(mapped)
-    area = mmap.mmap(-1, num_bytes + PAGE_BYTES)
+def cold_memory(mapped: bool, num_bytes: int = COLD_BYTES) -> NDArray[np.uint8]:
+    """Return 0x3c bytes (finite bfloat16 scales) in huge pages, or in the page cache of a file."""
+    if mapped:
+        with tempfile.TemporaryFile(dir=".") as file:
+            for _ in range(0, num_bytes, PAGE_BYTES):
+                file.write(b"\x3c" * PAGE_BYTES)
+            file.flush()
+            return np.frombuffer(mmap.mmap(file.fileno(), num_bytes, prot=mmap.PROT_READ), np.uint8)
+    # Private: shared memory has no huge pages unless the system is told so.
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    area = mmap.mmap(-1, num_bytes + PAGE_BYTES, flags=flags)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         area.madvise(mmap.MADV_HUGEPAGE)
     memory = np.frombuffer(area, np.uint8)
@@ -187,19 +191,19 @@ def decode_calls(memory: NDArray[np.uint8]) -> dict[str, Call]:
 @click.command()
 @click.option("--isa", default=None, help="Instruction set; the best one otherwise.")
 @click.option("--threads", default=None, type=int, help="Threads; one per processor otherwise.")
-@click.option("--file", type=click.Path(exists=True, path_type=Path), help="Use mapped pages.")
+@click.option("--mapped", is_flag=True, help="Weights in a mapped file, not in huge pages.")
 @click.option("--seconds", default=20.0, help="How long the kernels take turns.")
-def main(isa: str | None, threads: int | None, file: Path | None, seconds: float) -> None:
+def main(isa: str | None, threads: int | None, mapped: bool, seconds: float) -> None:
     """Print GB/s of the kernels, and their fraction of the ceiling, as a table."""
     if isa:
         _kernels._force_isa(isa)
     if threads:
         cython_kernels.set_num_threads(threads)
-    memory = cold_memory(file)
+    memory = cold_memory(mapped)
     reads = {f"read {order}": read_call(Cursor(memory), 32 << 20, order) for order in READ_ORDERS}
     results = speeds(reads | decode_calls(memory), seconds)
     ceiling = max(results.pop(name) for name in reads)
-    kind = f"{file} mapped" if file else "huge pages"
+    kind = "mapped file" if mapped else "huge pages"
     print(f"{cython_kernels.isa()}, {cython_kernels.num_threads()} threads, {kind};")
     print(f"reading alone: {ceiling:.1f} GB/s\n")
     print("| kernel, one token | arithmetic | GB/s | of reading |\n|---|---|---|---|")

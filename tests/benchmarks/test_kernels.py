@@ -4,7 +4,7 @@ from benchmarks.kernels import Cursor, cold_memory, expert_call, matmul_call, re
 
 
 def test_benchmark_runs() -> None:
-    memory = cold_memory(None, 1 << 20)
+    memory = cold_memory(False, 1 << 21)
     cursor = Cursor(memory)
     calls = {
         "read": read_call(cursor, 1 << 18, 0),
