@@ -59,6 +59,12 @@ Examples:
 @click.argument("prompt", required=False)
 @click.option("--system", metavar="TEXT", help="System message before the prompt.")
 @click.option("--raw", is_flag=True, help="Continue the text as it is, without a chat template.")
+@click.option(
+    "--prompt-cache",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Begin with the state in FILE as far as its prompt is this one's; keep the state there.",
+)
 @sampling_options
 @engine_options
 @click.option("--json", "is_json", is_flag=True, help="Print one JSON object instead of text.")
@@ -71,6 +77,7 @@ def run(
     prompt: str | None,
     system: str | None,
     raw: bool,
+    prompt_cache: Path | None,
     is_json: bool,
     shows_stats: bool,
     quiet: bool,
@@ -94,7 +101,14 @@ def run(
     state_tokens = len(tokens) + options.answer_limit(len(tokens))
     with _engine(folder, choices, output, state_tokens) as engine:
         run_once(
-            engine, prompts, tokens, options, output, model=str(model), shows_stats=shows_stats
+            engine,
+            prompts,
+            tokens,
+            options,
+            output,
+            model=str(model),
+            shows_stats=shows_stats,
+            prompt_cache=prompt_cache,
         )
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import platform
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,6 +93,17 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Release threads, memory and files. Closing twice is harmless."""
+
+
+@runtime_checkable
+class SavingEngine(Protocol):
+    """An engine whose states can be kept in files."""
+
+    def save_state(self, state: State, tokens: Sequence[int], path: Path) -> None:
+        """Write a state, which has seen `tokens`. Raises RunError."""
+
+    def load_state(self, path: Path, max_tokens: int) -> tuple[State, list[int]]:
+        """Return a saved state and the tokens it has seen. Raises RunError when it does not fit."""
 
 
 @dataclass(frozen=True)

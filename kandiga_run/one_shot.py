@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from kandiga_run.engine import Engine
+from kandiga_run.engine import Engine, SavingEngine, State
+from kandiga_run.errors import RunError
 from kandiga_run.generation import GenerateOptions, Generation, generate
+from kandiga_run.kv.prompt_cache import saved_tokens
 from kandiga_run.output import Output
 from kandiga_run.prompts import Prompts
 from kandiga_run.report import stats_json, stats_rows, usage_json
@@ -20,16 +23,24 @@ def run_once(
     *,
     model: str,
     shows_stats: bool = False,
+    prompt_cache: Path | None = None,
 ) -> Generation:
-    """Stream the answer to `output`, then its figures; return the finished generation."""
+    """Stream the answer to `output`, then its figures; return the finished generation.
+
+    prompt_cache: a file whose state is used as far as its tokens are the prompt's, and which
+    afterwards holds the state of prompt and answer.
+    """
+    state, num_reused = _reused_state(engine, prompt_cache, prompt_tokens, options, output)
 
     def on_progress(done: int, total: int) -> None:
         output.progress("reading the prompt", done, total)
 
     generation = generate(
         engine,
-        prompt_tokens,
+        prompt_tokens[num_reused:],
         options,
+        state=state,
+        history=prompt_tokens[:num_reused],
         detokenizer=prompts.detokenizer(),
         on_progress=on_progress,
     )
@@ -38,6 +49,9 @@ def run_once(
             output.text(token.text)
     output.clear_progress()
     output.end_text()
+    if prompt_cache is not None and isinstance(engine, SavingEngine):
+        seen = [*prompt_tokens, *generation.token_ids][: generation.state.position]
+        engine.save_state(generation.state, seen, prompt_cache)
     if generation.finish_reason == "length":
         output.notice(f"the answer ends at its limit of {len(generation.token_ids)} tokens")
     if output.is_json:
@@ -45,6 +59,37 @@ def run_once(
     if shows_stats:
         output.table("figures", stats_rows(engine, generation.state, generation.stats))
     return generation
+
+
+def _reused_state(
+    engine: Engine,
+    prompt_cache: Path | None,
+    prompt_tokens: list[int],
+    options: GenerateOptions,
+    output: Output,
+) -> tuple[State | None, int]:
+    """Return the state of a prompt cache file, and how many tokens of the prompt it has seen."""
+    if prompt_cache is None:
+        return None, 0
+    if not isinstance(engine, SavingEngine):
+        raise RunError(f"--prompt-cache: the {engine.name} engine saves no states")
+    if not prompt_cache.exists():
+        return None, 0
+    num_tokens = len(prompt_tokens) + options.answer_limit(len(prompt_tokens))
+    room = max(num_tokens, saved_tokens(prompt_cache))
+    state, seen = engine.load_state(prompt_cache, room)
+    # One token of the prompt must be left to compute: its logits begin the answer.
+    common = 0
+    for ours, theirs in zip(prompt_tokens[:-1], seen, strict=False):
+        if ours != theirs:
+            break
+        common += 1
+    if common < len(seen) and not state.can_trim:
+        output.notice(f"{prompt_cache}: another prompt, and recurrent state cannot go back")
+        return None, 0
+    state.trim(len(seen) - common)
+    output.notice(f"{common} of {len(prompt_tokens)} prompt tokens from {prompt_cache}")
+    return state, common
 
 
 def prompt_tokens(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
@@ -69,6 +72,16 @@ class AutoKVCache:
     def attend(self, queries: NDArray[np.float32], scale: float, out: NDArray[np.float32]) -> None:
         """Attend causally from the last T tokens; queries, out (T, num_heads, head_dim)."""
         self._cache.attend(queries, scale, out)
+
+    def save(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+        """Return how tokens are held, and the arrays of those held."""
+        return self._cache.save()
+
+    def load(self, about: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Fill an empty cache with what `save` gave; ValueError when it does not fit."""
+        if about["format"] == self._coding.name:
+            self._cache = TurboQuantKVCache(*self._shape, self._coding)
+        self._cache.load(about, arrays)
 
     def trim(self, num_tokens: int) -> None:
         """Forget the last tokens; what has been coded stays coded."""

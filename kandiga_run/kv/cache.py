@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
@@ -39,6 +40,12 @@ class KVCache(Protocol):
 
         queries and out are (T, num_heads, head_dim) float32; the T tokens have been appended.
         """
+
+    def save(self) -> tuple[dict[str, Any], dict[str, Array]]:
+        """Return how tokens are held (plain JSON values), and the arrays of those held."""
+
+    def load(self, about: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+        """Fill an empty cache with what `save` gave; ValueError when it does not fit."""
 
     def trim(self, num_tokens: int) -> None:
         """Forget the last `num_tokens` tokens."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from cython_kernels import attention, kv_append
+from kandiga_run.kv.prompt_cache import take
 
 _FIRST_CAPACITY = 256
 
@@ -69,6 +71,24 @@ class PlainKVCache:
         if not 0 <= num_tokens <= self.length:
             raise ValueError(f"cannot trim {num_tokens} of {self.length} tokens")
         self.length -= num_tokens
+
+    def save(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+        """Return how tokens are held, and the arrays of those held."""
+        keys, values = self.arrays
+        return {"format": self.format}, {"keys": keys, "values": values}
+
+    def load(self, about: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Fill an empty cache with what `save` gave; ValueError when it does not fit."""
+        if about["format"] != self.format:
+            raise ValueError(f"held as {about['format']}, wanted {self.format}")
+        num_heads, _, head_dim = self._keys.shape
+        length = arrays["keys"].shape[1]
+        shape = (num_heads, length, head_dim)
+        keys, values = (take(arrays, name, self._keys.dtype, shape) for name in ("keys", "values"))
+        if length > self._keys.shape[1]:
+            self._grow(length)
+        self._keys[:, :length], self._values[:, :length] = keys, values
+        self.length = length
 
     def _grow(self, length: int) -> None:
         if length > self._max_tokens:

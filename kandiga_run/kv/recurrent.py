@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
+
+from kandiga_run.kv.prompt_cache import take
 
 
 class RecurrentState:
@@ -21,3 +26,14 @@ class RecurrentState:
     def nbytes(self) -> int:
         """Return the size of both arrays."""
         return self.conv.nbytes + self.delta.nbytes
+
+    def save(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+        """Return how the state is held, and both arrays."""
+        return {"format": "recurrent"}, {"conv": self.conv, "delta": self.delta}
+
+    def load(self, about: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Become what `save` gave; ValueError when it does not fit."""
+        if about["format"] != "recurrent":
+            raise ValueError(f"held as {about['format']}, wanted recurrent state")
+        self.conv[:] = take(arrays, "conv", np.float32, self.conv.shape)
+        self.delta[:] = take(arrays, "delta", np.float32, self.delta.shape)

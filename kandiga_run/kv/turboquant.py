@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from cython_kernels import TurboQuantBlocks, kv_append, turboquant_attention
 from kandiga_run.errors import RunError
+from kandiga_run.kv.prompt_cache import take
 
 #: Tokens of a block, and the first tokens of a sequence ("sinks"), which are never coded: a model
 #: attends to them from everywhere.
@@ -158,6 +160,42 @@ class TurboQuantKVCache:
         for held, given in ((self._keys, keys), (self._values, values)):
             held[:, :sinks] = given[:, :sinks]
             held[:, sinks : self._num_uncoded] = given[:, sinks + self._num_coded :]
+
+    def save(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+        """Return how tokens are held, and the arrays of those held."""
+        while self._waiting is not None:
+            self._store_some()
+        blocks = np.empty((len(self._blocks), self._blocks.block_bytes), np.uint8)
+        for index, block in enumerate(blocks):
+            self._blocks.save(index, block)
+        return {"format": self.format}, {
+            "keys": self._keys[:, : self._num_uncoded],
+            "values": self._values[:, : self._num_uncoded],
+            "blocks": blocks,
+            "counts": np.array(self._blocks.counts_of_blocks(), np.int32),
+        }
+
+    def load(self, about: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Fill an empty cache with what `save` gave; ValueError when it does not fit."""
+        if about["format"] != self.format:
+            raise ValueError(f"held as {about['format']}, wanted {self.format}")
+        num_heads, num_rows, head_dim = self._keys.shape
+        num_blocks, uncoded = arrays["blocks"].shape[0], arrays["keys"].shape[1]
+        if uncoded > num_rows:
+            raise ValueError(f"{uncoded} tokens not coded, wanted at most {num_rows}")
+        keys, values = (
+            take(arrays, name, np.float16, (num_heads, uncoded, head_dim))
+            for name in ("keys", "values")
+        )
+        blocks = take(arrays, "blocks", np.uint8, (num_blocks, self._blocks.block_bytes))
+        counts = take(arrays, "counts", np.int32, (num_blocks,))
+        if uncoded + counts.sum() > self._max_tokens:
+            raise ValueError(f"{uncoded + counts.sum()} tokens, wanted at most {self._max_tokens}")
+        for block, count in zip(blocks, counts, strict=True):
+            self._blocks.load(block, int(count))
+        self._num_coded = self._blocks.num_tokens
+        self._keys[:, :uncoded], self._values[:, :uncoded] = keys, values
+        self._num_uncoded = uncoded
 
     def _store_some(self) -> None:
         """Move waiting tokens into the tail as far as it has room; code it first when full."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -17,6 +19,8 @@ from kandiga_run.errors import RunError
 from kandiga_run.experts.owned import smallest_budget
 from kandiga_run.experts.store import open_store_for
 from kandiga_run.kv.formats import KVPlan
+from kandiga_run.kv.prompt_cache import StateIdentity, read_prompt_cache, save_prompt_cache
+from kandiga_run.kv.recurrent import RecurrentState
 from kandiga_run.memory import memory_use
 from kandiga_run.memory_budget import FixedBytes
 from kandiga_run.native.architectures import ARCHITECTURES
@@ -164,6 +168,42 @@ class NativeEngine:
             dense_multiply_adds=self._weights.multiply_adds - head,
             head_multiply_adds=head,
             expert_multiply_adds=expert_multiply_adds,
+        )
+
+    def save_state(self, state: State, tokens: Sequence[int], path: Path) -> None:
+        """Write a state, which has seen `tokens`, to a prompt cache file."""
+        if not isinstance(state, NativeState) or state.is_broken:
+            raise RunError("only a whole state of this engine can be saved")
+        if len(tokens) != state.position:
+            raise ValueError(f"{len(tokens)} tokens, the state has seen {state.position}")
+        save_prompt_cache(path, state.caches, tokens, self._identity())
+
+    def load_state(self, path: Path, max_tokens: int) -> tuple[NativeState, list[int]]:
+        """Return the state of a prompt cache file, and the tokens it has seen.
+
+        Raises RunError for a file that is damaged, of another model, of other settings, or longer
+        than `max_tokens`.
+        """
+        tokens, saved = read_prompt_cache(path, self._identity())
+        if len(tokens) > max_tokens:
+            raise RunError(
+                f"{path}: {len(tokens)} tokens, there is room for {max_tokens}: use a larger "
+                "--context"
+            )
+        state = self.new_state(max_tokens)
+        saved.load_into(state.caches)
+        lengths = {c.length for c in state.caches if not isinstance(c, RecurrentState)}
+        if lengths - {len(tokens)}:
+            raise RunError(f"{path}: layers of {sorted(lengths)} tokens, wanted {len(tokens)}")
+        state.position = len(tokens)
+        return state, tokens
+
+    def _identity(self) -> StateIdentity:
+        return StateIdentity(
+            self._model.container.manifest.set_root,
+            self.stats.num_experts_per_token,
+            self.stats.arithmetic,
+            self.stats.kv,
         )
 
     def close(self) -> None:
