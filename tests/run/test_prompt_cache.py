@@ -141,7 +141,7 @@ def test_settings_must_agree(open_engine: Open, tmp_path: Path) -> None:
     path = saved(open_engine(kv="k4v3"), tmp_path / "state")
     with pytest.raises(RunError, match="kv 'k4v3', this run has 'kv3'"):
         open_engine(kv="kv3").load_state(path, 400)
-    with pytest.raises(RunError, match="of num_experts_per_token [2-9], this run has 1"):
+    with pytest.raises(RunError, match=r"of num_experts_per_token [2-9], this run has 1"):
         open_engine(kv="k4v3", num_experts_per_token=1).load_state(path, 400)
     with pytest.raises(RunError, match="of model"):
         open_engine("qwen3_next", kv="k4v3").load_state(path, 400)
