@@ -8,6 +8,7 @@ by the same code.
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from formats.constants import (
     MIB,
 )
 from formats.dense import header_bytes
+from formats.durable import write_at
 from formats.hub import HubError, HubFiles, HubId
 from formats.manifest import MANIFEST_NAME, Manifest, ShardRecord, parse_manifest
 from formats.meta import layer_plans, parse_meta
@@ -40,6 +42,7 @@ from formats.superblock import parse_superblock
 _CONNECTIONS = 8
 # Of the first shard, whose metadata, index and dense header take 100 to 800 kB in large models.
 _FIRST_GUESS_BYTES = MIB
+_PIECE_BYTES = 8 * MIB
 _IN_HEAD = frozenset({META, LAYT, EXPT})
 
 
@@ -111,22 +114,27 @@ class _Head:
     def __init__(self, files: HubFiles, folder: Path, record: ShardRecord) -> None:
         self._files = files
         self._record = record
+        self._fetched_bytes = 0
         self.path = folder / record.name
-        self.data = b""
         self.sections: tuple[Section, ...] = ()
 
     def fetch(self, guess_bytes: int) -> None:
-        self._extend_to(max(guess_bytes, HEADER_BYTES))
-        size = self._record.size_bytes
+        """Fetch it; a good guess of its length saves requests."""
+        with self.path.open("xb+", buffering=0) as self._stream:
+            self._fetch(max(guess_bytes, HEADER_BYTES))
+            self._stream.truncate(self._record.size_bytes)
+
+    def _fetch(self, guess_bytes: int) -> None:
+        self._extend_to(guess_bytes)
         superblock = parse_superblock(
-            self.data[:HEADER_BYTES],
+            self._bytes(0, HEADER_BYTES),
             file=self.path,
             actual_bytes=self._files.size_bytes(self.path.name),
         )
         table_end = first_section_floor(superblock.section_count)
         self._extend_to(table_end)
         self.sections = parse_table(
-            self.data[HEADER_BYTES:table_end],
+            self._bytes(HEADER_BYTES, table_end),
             table_crc32=superblock.table_crc32,
             file=self.path,
             file_bytes=superblock.file_bytes,
@@ -139,24 +147,32 @@ class _Head:
         if dense is not None:
             at = dense.offset_bytes
             length = header_bytes(
-                self.data[at : at + 8], section_bytes=dense.stored_bytes, file=self.path
+                self._bytes(at, at + 8), section_bytes=dense.stored_bytes, file=self.path
             )
             self._extend_to(at + length)
-        with self.path.open("xb") as stream:
-            stream.write(self.data)
-            stream.truncate(size)
 
     def section(self, tag: bytes) -> Section | None:
         return next((each for each in self.sections if each.tag == tag), None)
 
     def stored(self, section: Section) -> bytes:
-        return self.data[section.offset_bytes : section.end_bytes]
+        with self.path.open("rb") as stream:
+            stream.seek(section.offset_bytes)
+            return stream.read(section.stored_bytes)
+
+    def _bytes(self, begin: int, end: int) -> bytes:
+        return os.pread(self._stream.fileno(), end - begin, begin)
 
     def _extend_to(self, end: int) -> None:
-        if end > len(self.data):
-            more = min(end, self._record.size_bytes) - len(self.data)
-            if more > 0:
-                self.data += self._files.read(self.path.name, len(self.data), more)
+        """Fetch what is missing up to `end`, in pieces: the largest heads are a hundred MiB, and
+        several are fetched at a time."""
+        end = min(end, self._record.size_bytes)
+        while self._fetched_bytes < end:
+            length = min(end - self._fetched_bytes, _PIECE_BYTES)
+            piece = self._files.read(self.path.name, self._fetched_bytes, length)
+            write_at(self._stream.fileno(), piece, self._fetched_bytes)
+            self._fetched_bytes += len(piece)
+            if len(piece) < length:  # shorter than kexp.json says, which the superblock will tell
+                break
 
 
 def not_a_set(hub_id: HubId) -> HubError:

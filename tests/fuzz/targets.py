@@ -21,7 +21,7 @@ import safetensors
 import zstandard
 
 from formats import KexpError, canonical_json, dense, layout_section, manifest, meta, sections
-from fuzz import foreign_files, json_text, sets
+from fuzz import foreign_files, json_text, remote_hub, sets
 from fuzz.campaign import valid_folders
 from fuzz.limits import guarded
 from fuzz.mutate import LAYOUT_MUTATIONS, mutate_any, mutate_set, random_document, scramble
@@ -228,6 +228,28 @@ def judge_set(data: bytes) -> list[str]:
     return _oracle().judge(files).problems
 
 
+def judge_remote(data: bytes) -> list[str]:
+    """The input is a zip of a folder that a Hub has: its index, by ranges, is judged as here.
+
+    Shards are as long as kexp.json says, with zeros behind what the input has.
+    """
+    try:
+        files = sets.from_zip(data)
+        manifest.parse_manifest(files["kexp.json"], file=FILE)
+    except Exception:  # of the zip, or for another target
+        return []
+    if any(not name or "/" in name or "\0" in name or len(name) > 200 for name in files):
+        return []
+    with remote_hub.both_ways(files, _oracle().folder) as (here, there):
+        problems: list[str] = []
+        seen_here = _reader_codes(problems, here, len(data))
+        seen_there = _reader_codes(problems, there, len(data))
+    # Of several faults each may name another: heads are fetched in another order than files opened.
+    if seen_here is not None and seen_there is not None and bool(seen_here) != bool(seen_there):
+        problems.append(f"verdicts differ: here {seen_here}, by ranges {seen_there}")
+    return problems
+
+
 def judge_file(data: bytes) -> list[str]:
     """The input is the one shard of a set; kexp.json says of it what its superblock says."""
     record = {"name": FILE.name, "shard_root": data[104:136].hex(), "size": len(data)}
@@ -376,6 +398,9 @@ def _json_seeds() -> list[bytes]:
 
 TARGETS = {
     "set": Target(judge_set, lambda: [sets.to_zip(files) for files in _valid_files()], _mutate_set),
+    "remote": Target(
+        judge_remote, lambda: [sets.to_zip(files) for files in _valid_files()], _mutate_set
+    ),
     "file": Target(judge_file, _single_files, _mutate_file),
     "json": Target(judge_json, _json_seeds, _mutate_document),
     "manifest": Target(
