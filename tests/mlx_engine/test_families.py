@@ -15,8 +15,9 @@ from kandiga_run.mlx_engine.top_k import TOP_K_KEYS
 from .conftest import PROMPT, PackedFactory
 
 # Logits of the tiny checkpoints have a standard deviation of about one, so this is relative to
-# them: float32 with sums in another order, over two to four layers. The largest seen is 4e-6.
-TOLERANCE = 2e-5
+# them: float32 with sums in another order, over two to four layers. The largest seen is 4e-6, and
+# 3e-5 on AMX, whose tile adds the products of a group one after another, not in 16 lanes.
+TOLERANCE = 5e-5
 
 # Its attention calls Metal kernels: plain mlx-lm cannot run it without an Apple GPU either.
 METAL_ONLY = {"muse_spark"}
