@@ -113,7 +113,7 @@ def test_the_oracle_sees_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
         return verify_full(folder)
 
     def gorge(folder: Path) -> Report:
-        assert b"x" * (200 << 20)
+        assert b"x" * (4 * MAX_BYTES)
         return verify_full(folder)
 
     try:
