@@ -2,7 +2,8 @@
 
 A safetensors file. Its metadata holds one JSON document: version, the model (the root over all its
 bytes), the settings the state was computed with, the tokens, how each layer is held, and a SHA-256
-over every array. A state is loaded into the same model with the same settings only.
+over every array. A state is loaded into the same model with the same settings only. The package is
+imported where it is used: starting to run needs no more than numpy.
 """
 
 from __future__ import annotations
@@ -17,8 +18,6 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from kandiga_run.errors import RunError
 
@@ -71,6 +70,9 @@ def save_prompt_cache(
 
     The arrays are copied once in memory on their way.
     """
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
     arrays: Arrays = {}
     abouts = []
     for index, layer in enumerate(layers):
@@ -97,6 +99,8 @@ def save_prompt_cache(
 
 def read_prompt_cache(path: Path, identity: StateIdentity) -> tuple[list[int], SavedState]:
     """Return the tokens a file's state has seen, and the state; RunError when it does not fit."""
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(path, "np") as file:
             document = _document(path, file.metadata())
@@ -111,6 +115,8 @@ def read_prompt_cache(path: Path, identity: StateIdentity) -> tuple[list[int], S
 
 def saved_tokens(path: Path) -> int:
     """Return how many tokens a file's state has seen; RunError when it is no prompt cache."""
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(path, "np") as file:
             return len(_document(path, file.metadata())["tokens"])
