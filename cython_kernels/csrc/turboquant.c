@@ -4,8 +4,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "float16.h"
-#include "turboquant_tables.h"
+#include "turboquant_record.h"
 #include "vector_items.h"
 
 /* Pieces to cut a call into: enough for any machine's cores, few enough to merge cheaply. */
@@ -89,27 +88,6 @@ void turboquant_encode(const struct turboquant_layout* layout, const uint16_t* k
     kandiga_parallel_for(run_encode_item, &job, 2 * layout->num_kv_heads);
 }
 
-static float half_at(const uint8_t* record, size_t halves, size_t index) {
-    uint16_t half;
-    memcpy(&half, record + halves + 2 * index, sizeof half);
-    return half_to_float(half);
-}
-
-static int level_of(const struct turboquant_code* code, const uint8_t* record, size_t unit,
-                    size_t j) {
-    const uint8_t* packed = record + code->codes + unit * code->code_bytes;
-    const uint8_t* signs = record + code->signs + unit * code->sign_bytes;
-    if (code->bits == 8) {
-        return (int8_t)packed[j];
-    }
-    if (code->bits == 4) {
-        return turboquant_levels[4][packed[j % 32] >> (j / 32 * 4) & 15];
-    }
-    const int sign = code->sign_bytes ? signs[j / 8] >> (j % 8) & 1 : 0;
-    const int low = code->bits == 1 ? 0 : packed[j % 16] >> (j / 16 * 2) & 3;
-    return turboquant_levels[code->bits][code->bits == 1 ? sign : low | sign << 2];
-}
-
 /* Coordinates (head_dim, 16) of 16 tokens in the rotated basis. */
 static void decode_lanes(const struct turboquant_layout* layout, const struct turboquant_code* code,
                          const uint8_t* record, int is_keys, size_t group, float* lanes) {
@@ -121,7 +99,7 @@ static void decode_lanes(const struct turboquant_layout* layout, const struct tu
                         : d / TQ_LANES * (TQ_BLOCK_TOKENS / TQ_MEMBERS) + token / TQ_MEMBERS;
             const size_t j = is_keys ? t * TQ_MEMBERS + d % TQ_MEMBERS
                                      : d % TQ_LANES * TQ_MEMBERS + token % TQ_MEMBERS;
-            lanes[d * TQ_LANES + t] = (float)level_of(code, record, unit, j) * TQ_LEVEL_UNIT *
+            lanes[d * TQ_LANES + t] = (float)level_at(code, record, unit, j) * TQ_LEVEL_UNIT *
                                       half_at(record, code->scales, token);
         }
     }

@@ -1,14 +1,6 @@
 #include "simd_avx512.h"
 
-static void halves_to_floats(const uint16_t* halves, float* out, size_t n) {
-    size_t i = 0;
-    for (; i + VF_LANES <= n; i += VF_LANES) {
-        vf_store(out + i, vf_load_half(halves + i));
-    }
-    if (i < n) {
-        vf_store_part(out + i, vf_load_half_part(halves + i, n - i), n - i);
-    }
-}
+#include "turboquant_halves.inc"
 
 #include "turboquant_encode.inc"
 

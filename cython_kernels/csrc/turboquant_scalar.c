@@ -2,6 +2,7 @@
  * are exact sums of whole numbers as theirs are; weights are not rounded. */
 #include "float16.h"
 #include "turboquant_ops.h"
+#include "turboquant_record.h"
 
 static void halves_to_floats(const uint16_t* halves, float* out, size_t n) {
     for (size_t i = 0; i < n; i++) {
@@ -10,30 +11,6 @@ static void halves_to_floats(const uint16_t* halves, float* out, size_t n) {
 }
 
 #include "turboquant_encode.inc"
-
-static int level_at(const struct turboquant_code* code, const uint8_t* record, size_t unit,
-                    size_t j) {
-    const uint8_t* packed = record + code->codes + unit * code->code_bytes;
-    const uint8_t* signs = record + code->signs + unit * code->sign_bytes;
-    if (code->bits == 8) {
-        return (int8_t)packed[j];
-    }
-    if (code->bits == 4) {
-        return turboquant_levels[4][packed[j % 32] >> (j / 32 * 4) & 15];
-    }
-    const int sign = code->sign_bytes ? signs[j / 8] >> (j % 8) & 1 : 0;
-    if (code->bits == 1) {
-        return turboquant_levels[1][sign];
-    }
-    const int low = packed[j % 16] >> (j / 16 * 2) & 3;
-    return turboquant_levels[code->bits][low | sign << 2];
-}
-
-static float half_at(const uint8_t* record, size_t halves, size_t index) {
-    uint16_t half;
-    memcpy(&half, record + halves + 2 * index, sizeof half);
-    return half_to_float(half);
-}
 
 /* scale of the query times scale of the key times the sum of products of whole numbers. */
 static double code_product(const struct turboquant_layout* layout,
