@@ -34,23 +34,17 @@ class KnownExperts:
 
     def of_layer(self, layer: int) -> list[int]:
         """Return an entry for each expert, 0 where nothing is known of it."""
-        if layer <= self._last_layer:  # another token has begun
-            self._forget_if_pages_were_taken()
-        self._last_layer = layer
-        known: list[int] = self._known[layer].tolist()
+        known: list[int] = self.table(layer).tolist()
         return known
 
     def addresses(self, layer: int, experts: NDArray[np.int32]) -> NDArray[np.uint64] | None:
         """Return the addresses (n,) of experts (n,), or None when one is not known."""
-        if layer <= self._last_layer:
-            self._forget_if_pages_were_taken()
-        self._last_layer = layer
-        found: NDArray[np.uint64] = self._known[layer][experts]
+        found: NDArray[np.uint64] = self.table(layer)[experts]
         return found if found.all() else None
 
     def table(self, layer: int) -> NDArray[np.uint64]:
         """Return the address of every expert, 0 where nothing is known of it."""
-        if layer <= self._last_layer:
+        if layer <= self._last_layer:  # another token has begun
             self._forget_if_pages_were_taken()
         self._last_layer = layer
         return self._known[layer]
