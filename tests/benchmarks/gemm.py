@@ -1,6 +1,6 @@
 """Speed of matrices times many tokens, as in a prefill. A program, not a test.
 
-    python tests/benchmarks/gemm.py [--isa avx512] [--threads 2]
+    PYTHONPATH=tests python tests/benchmarks/gemm.py [--isa avx512] [--threads 2]
 
 A GMAC is 10^9 multiplications of a weight with an activation. Weights are spread over more memory
 than the caches hold, as in a model. Experts: 256 with 512 tokens of 8 experts each, chosen at
@@ -14,6 +14,7 @@ import click
 import numpy as np
 
 import cython_kernels
+from benchmarks.four_bit_expert import expert_layout
 from cython_kernels import _kernels
 
 # More than any last-level cache a small machine has.
@@ -79,36 +80,10 @@ def bench_matmul(
     return out_features * in_features * num_tokens / median_seconds(call) / 1e9
 
 
-def expert_layout(arithmetic: str) -> tuple[cython_kernels.ExpertLayout, int]:
-    """A 4-bit expert and the bytes from one block to the next."""
-    parts = {}
-    offset_bytes = 0
-    up, down = (INTERMEDIATE_SIZE, HIDDEN_SIZE), (HIDDEN_SIZE, INTERMEDIATE_SIZE)
-    for projection, (rows, columns) in {"gate": up, "up": up, "down": down}.items():
-        groups = (rows, columns // 64)
-        table = (("weight", "u32", (rows, columns // 8)), ("scales", "bf16", groups))
-        for role, dtype, shape in (*table, ("biases", "bf16", groups)):
-            parts[projection, role] = {
-                "offset_bytes": offset_bytes,
-                "dtype": dtype,
-                "shape": shape,
-                "bits": 4,
-                "group_size": 64,
-                "mode": "affine",
-            }
-            offset_bytes += int(np.prod(shape)) * (4 if dtype == "u32" else 2)
-    layout = cython_kernels.ExpertLayout(
-        parts,
-        hidden_size=HIDDEN_SIZE,
-        moe_intermediate_size=INTERMEDIATE_SIZE,
-        arithmetic=arithmetic,
-    )
-    return layout, -(-offset_bytes // 16384) * 16384
-
-
 def bench_experts(memory: np.ndarray, num_tokens: int, arithmetic: str) -> float:
     """GMAC/s of expert_mlp for all experts of a layer and a chunk of tokens."""
-    layout, stride = expert_layout(arithmetic)
+    layout = expert_layout(HIDDEN_SIZE, INTERMEDIATE_SIZE, arithmetic)
+    stride = -(-layout.payload_bytes // 16384) * 16384
     rng = np.random.default_rng(0)
     chosen = np.argsort(rng.random((num_tokens, NUM_EXPERTS)), axis=1)[:, :TOP_K]
     tokens = [np.flatnonzero((chosen == e).any(axis=1)) for e in range(NUM_EXPERTS)]

@@ -1,6 +1,6 @@
 """Speed of the kernels of a decode step next to what this machine's memory gives. Not a test.
 
-    python tests/benchmarks/kernels.py [--isa avx2vnni] [--threads 1] [--mapped] [--seconds 20]
+    PYTHONPATH=tests python tests/benchmarks/kernels.py [--isa avx2vnni] [--threads 1] [--mapped]
 
 Weights are spread over more memory than the caches hold: every call finds them cold. GB/s counts
 the bytes of codes, scales and biases. All kernels take turns, so that a slow moment of the machine
@@ -13,13 +13,13 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import click
 import numpy as np
 from numpy.typing import NDArray
 
 import cython_kernels
+from benchmarks.four_bit_expert import expert_layout
 from cython_kernels import READ_ORDERS, _kernels, read_memory
 
 # More than any last-level cache a small machine has.
@@ -101,32 +101,6 @@ def matmul_call(
         return sum(sizes)
 
     return call
-
-
-def expert_layout(hidden_size: int, intermediate: int, arithmetic: str) -> Any:
-    """A 4-bit expert of group size 64."""
-    shapes = {
-        "gate": (intermediate, hidden_size),
-        "up": (intermediate, hidden_size),
-        "down": (hidden_size, intermediate),
-    }
-    parts: dict[tuple[str, str], dict[str, Any]] = {}
-    offset_bytes = 0
-    for projection, (rows, columns) in shapes.items():
-        groups = (rows, columns // 64)
-        table = (("weight", "u32", (rows, columns // 8)), ("scales", "bf16", groups))
-        for role, dtype, shape in (*table, ("biases", "bf16", groups)):
-            parts[projection, role] = {
-                "offset_bytes": offset_bytes,
-                "dtype": dtype,
-                "shape": shape,
-                "bits": 4,
-                "group_size": 64,
-                "mode": "affine",
-            }
-            offset_bytes += int(np.prod(shape)) * (4 if dtype == "u32" else 2)
-    sizes = {"hidden_size": hidden_size, "moe_intermediate_size": intermediate}
-    return cython_kernels.ExpertLayout(parts, arithmetic=arithmetic, **sizes)
 
 
 def expert_call(
