@@ -21,7 +21,8 @@ mlx_engine/    every other mlx-lm family, its experts streamed from the same sto
 kv/            what attention and recurrent layers keep of a sequence
 stats.py       counters of a run; memory.py, what the kernel charges this process;
                memory_budget.py, what it leaves to the experts
-generation.py  prefill, then token by token; sampling.py, which token; stop_strings.py
+generation.py  prefill, then token by token; answer.py, one answer's tokens and text;
+               sampling.py, which token; stop_strings.py
 prompts.py     chat_template.py, text to tokens; detokenizer.py, tokens to text
 cli.py         the command; chat_terminal.py, one_shot.py, its verbs; output.py and report.py print
 """
@@ -32,9 +33,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kandiga_run.answer import Token
     from kandiga_run.engine import Engine, State, load_engine
     from kandiga_run.errors import RunError
-    from kandiga_run.generation import GenerateOptions, Generation, Token, generate
+    from kandiga_run.generate_options import GenerateOptions
+    from kandiga_run.generation import Generation, generate
     from kandiga_run.prompts import Prompts
     from kandiga_run.sampling import SamplingOptions
     from kandiga_run.stats import RunStats
@@ -55,14 +58,14 @@ __all__ = [
 
 _MODULES = {
     "Engine": "engine",
-    "GenerateOptions": "generation",
+    "GenerateOptions": "generate_options",
     "Generation": "generation",
     "Prompts": "prompts",
     "RunError": "errors",
     "RunStats": "stats",
     "SamplingOptions": "sampling",
     "State": "engine",
-    "Token": "generation",
+    "Token": "answer",
     "generate": "generation",
     "load_engine": "engine",
 }

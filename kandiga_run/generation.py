@@ -9,79 +9,29 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from types import TracebackType
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kandiga_run.answer import Answer, FinishReason, Token, TokenMask
 from kandiga_run.detokenizer import StreamingDetokenizer
 from kandiga_run.engine import Engine, State
 from kandiga_run.errors import RunError
-from kandiga_run.sampling import Sampler, SamplingOptions
+from kandiga_run.generate_options import GenerateOptions
 from kandiga_run.stats import RunStats
-from kandiga_run.stop_strings import StopStrings
 
-FinishReason = Literal["stop", "length"]
+__all__ = [
+    "FinishReason",
+    "GenerateOptions",
+    "Generation",
+    "GenerationStats",
+    "Progress",
+    "Token",
+    "generate",
+]
 
 #: Called after each prefill chunk with (tokens done, tokens in all).
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class GenerateOptions:
-    """What to generate and when to stop."""
-
-    max_tokens: int = 1024
-    #: Text that ends the answer; neither it nor what follows is given out.
-    stop: tuple[str, ...] = ()
-    #: Tokens that end the answer; they give no text.
-    stop_token_ids: frozenset[int] = frozenset()
-    sampling: SamplingOptions = field(default_factory=SamplingOptions)
-    #: Tokens a prefill step computes together, each expert read once for all of them; by default
-    #: what the engine likes best.
-    prefill_chunk: int | None = None
-    #: Ask for log probabilities, and for this many alternatives a token.
-    logprobs: int | None = None
-    #: Tokens the model was made for; the answer ends there with "length".
-    context_length: int | None = None
-
-    def __post_init__(self) -> None:
-        """Raise RunError for values that cannot work."""
-        if self.max_tokens < 1:
-            raise RunError(f"max_tokens {self.max_tokens}: wanted 1 or more")
-        if self.prefill_chunk is not None and self.prefill_chunk < 1:
-            raise RunError(f"prefill_chunk {self.prefill_chunk}: wanted 1 or more")
-        if "" in self.stop:
-            raise RunError("stop: an empty string would stop before the first token")
-
-    def answer_limit(self, seen: int, state_tokens: int | None = None) -> int:
-        """Return how many tokens may follow `seen` ones in a state that has room for so many.
-
-        Raises RunError when the context or the state has no room for any.
-        """
-        limit = self.max_tokens
-        for context in (self.context_length, state_tokens):
-            if context is None:
-                continue
-            if seen >= context:
-                raise RunError(
-                    f"the prompt has {seen} tokens and the context {context}: shorten the prompt"
-                )
-            limit = min(limit, context - seen)
-        return limit
-
-
-@dataclass(frozen=True)
-class Token:
-    """One sampled token and the text that became certain with it, possibly none.
-
-    A token that ends the answer is given out too, with the last of the text.
-    """
-
-    id: int
-    text: str
-    logprob: float | None = None
-    top_logprobs: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass
@@ -141,25 +91,36 @@ class Generation(Iterator[Token]):
         state: State | None = None,
         history: Sequence[int] = (),
         on_progress: Progress | None = None,
+        mask: TokenMask | None = None,
     ) -> None:
         self._engine, self._options = engine, options
-        self._detokenizer = detokenizer
         self._on_progress = on_progress
-        self._sampler = Sampler(options.sampling, logprobs=options.logprobs)
         self.prompt_tokens = tuple(prompt_tokens)
-        self.token_ids: list[int] = []
-        self.text = ""
-        self.finish_reason: FinishReason | None = None
         self.stats = GenerationStats(reused_tokens=state.position if state else 0)
-        self._history = [*history, *prompt_tokens]
-        self._limit = self._token_limit(state)
-        self.state = state or engine.new_state(len(prompt_tokens) + self._limit)
+        limit = self._token_limit(state)
+        self._answer = Answer(options, self.prompt_tokens, history, detokenizer, limit, mask)
+        self.state = state or engine.new_state(len(prompt_tokens) + limit)
         self._tokens = self._run()
 
     @property
     def seed(self) -> int:
         """Return the seed in use, drawn when none was given."""
-        return self._sampler.seed
+        return self._answer.seed
+
+    @property
+    def token_ids(self) -> list[int]:
+        """Return the tokens chosen so far."""
+        return self._answer.token_ids
+
+    @property
+    def text(self) -> str:
+        """Return the text given out so far."""
+        return self._answer.text
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Return why the answer ended, None until then."""
+        return self._answer.finish_reason
 
     def __next__(self) -> Token:
         """Return the next token; computing it takes as long as the model takes."""
@@ -192,11 +153,10 @@ class Generation(Iterator[Token]):
     def _run(self) -> Generator[Token, None, None]:
         logits = self._prefill()
         before = self._engine.stats.snapshot()
-        stops = StopStrings(self._options.stop)
         started = perf_counter()
         try:
             while True:
-                token = self._next_token(logits, stops)
+                token = self._next_token(logits)
                 self._count(perf_counter() - started)
                 yield token
                 if self.finish_reason:
@@ -225,28 +185,11 @@ class Generation(Iterator[Token]):
         self.stats.prefill = stats.snapshot().minus(before)
         return logits
 
-    def _next_token(self, logits: NDArray[np.float32], stops: StopStrings) -> Token:
-        """Sample a token, settle whether it ends the answer and which text may be shown."""
+    def _next_token(self, logits: NDArray[np.float32]) -> Token:
         started = perf_counter()
-        choice = self._sampler.choose(logits[-1], self._history)
+        token = self._answer.add(logits[-1])
         self._engine.stats.sampling_seconds += perf_counter() - started
-        self.token_ids.append(choice.token)
-        self._history.append(choice.token)
-        if choice.token in self._options.stop_token_ids:
-            text, self.finish_reason = "", "stop"
-        else:
-            text = self._detokenizer.add(choice.token) if self._detokenizer else ""
-            if len(self.token_ids) == self._limit:
-                self.finish_reason = "length"
-        if self.finish_reason and self._detokenizer:
-            text += self._detokenizer.finish()
-        text, is_stopped = stops.add(text)
-        if is_stopped:
-            self.finish_reason = "stop"
-        elif self.finish_reason:
-            text += stops.finish()
-        self.text += text
-        return Token(choice.token, text, choice.logprob, choice.top_logprobs)
+        return token
 
     def _count(self, seconds: float) -> None:
         """Add one token and the time it took to the figures of this answer and of the engine."""
@@ -269,6 +212,7 @@ def generate(
     state: State | None = None,
     history: Sequence[int] = (),
     on_progress: Progress | None = None,
+    mask: TokenMask | None = None,
 ) -> Generation:
     """Return the generation that follows `prompt_tokens`; nothing is computed before iteration.
 
@@ -281,6 +225,7 @@ def generate(
         history: the tokens `state` has seen, for the repetition penalty.
         on_progress: called after each prefill chunk; what it raises cancels the generation and
             leaves the state valid.
+        mask: narrows the choice of each token.
 
     Raises RunError when the prompt leaves no room for an answer, or when logits are not finite.
     """
@@ -292,6 +237,7 @@ def generate(
         state=state,
         history=history,
         on_progress=on_progress,
+        mask=mask,
     )
 
 

@@ -94,11 +94,18 @@ class Sampler:
         self.seed = secrets.randbits(32) if options.seed is None else options.seed
         self._random = np.random.Generator(np.random.PCG64(self.seed))
 
-    def choose(self, logits: NDArray[np.float32], history: Sequence[int]) -> Choice:
+    def choose(
+        self,
+        logits: NDArray[np.float32],
+        history: Sequence[int],
+        allowed: NDArray[np.bool_] | None = None,
+    ) -> Choice:
         """Return the next token, given logits (vocab,) and the tokens so far, prompt included.
 
+        allowed: which tokens (n,) may be chosen; tokens from n on may not. None: all.
+
         Raises RunError when the logits hold no usable maximum (NaN or infinite): a broken
-        computation must not turn into text.
+        computation must not turn into text. Also when no token is allowed.
         """
         peak = float(np.max(logits))
         if not math.isfinite(peak):
@@ -108,6 +115,8 @@ class Sampler:
             )
         options = self.options
         penalized = _penalize(logits, history, options)
+        if allowed is not None:
+            penalized = _masked(penalized, allowed)
         if options.temperature == 0:
             token = int(np.argmax(penalized))
         else:
@@ -193,6 +202,16 @@ def _penalize(
     with np.errstate(divide="ignore", over="ignore"):  # a penalty near 0 makes infinities
         penalized[seen] = np.where(values < 0, values * penalty, values / penalty)
     return penalized
+
+
+def _masked(logits: NDArray[np.float32], allowed: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Return logits with those of forbidden tokens at minus infinity."""
+    masked = np.full_like(logits, -np.inf)
+    ids = np.flatnonzero(allowed[: logits.size])
+    if not ids.size:
+        raise RunError("no token is allowed to come next: the grammar of the answer has no end")
+    masked[ids] = logits[ids]
+    return masked
 
 
 def _with_logprobs(token: int, logits: NDArray[np.float32], count: int) -> Choice:
