@@ -106,6 +106,19 @@ class SavingEngine(Protocol):
         """Return a saved state and the tokens it has seen. Raises RunError when it does not fit."""
 
 
+@runtime_checkable
+class BatchingEngine(Protocol):
+    """An engine that takes several sequences one token further at once."""
+
+    def forward_sequences(
+        self, tokens: Sequence[int], states: Sequence[State]
+    ) -> NDArray[np.float32]:
+        """Append token b to state b, all states different; return logits (B, vocab_size).
+
+        Each row is, bit for bit, what `forward` would have given for that sequence alone.
+        """
+
+
 @dataclass(frozen=True)
 class EngineOptions:
     """What a user may choose about an engine; the defaults compute the model as published."""

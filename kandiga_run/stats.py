@@ -75,12 +75,19 @@ class RunStats:
 
     def minus(self, earlier: RunStats) -> RunStats:
         """Return the counters added since `earlier`; settings stay as they are here."""
-        difference = {
-            field.name: getattr(self, field.name) - getattr(earlier, field.name)
+        return self._counters_with(earlier, -1)
+
+    def plus(self, later: RunStats) -> RunStats:
+        """Return the counters of both; settings are those of `later`."""
+        return later._counters_with(self, 1)
+
+    def _counters_with(self, other: RunStats, sign: int) -> RunStats:
+        result = {
+            field.name: getattr(self, field.name) + sign * getattr(other, field.name)
             for field in fields(self)
             if field.name not in _SETTINGS
         }
-        return replace(self, **difference)
+        return replace(self, **result)
 
     @property
     def other_seconds(self) -> float:

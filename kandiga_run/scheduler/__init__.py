@@ -1,0 +1,33 @@
+"""Many requests on one engine.
+
+scheduler.py   the door: submit, status, close; its thread
+worker.py      rounds of that thread: prompts in chunks, answers together
+running.py     one sequence that has a place
+waiting.py     those that have none yet: clients take turns
+ticket.py      the client's end; events.py, what it is told; request.py, what it asked
+batching.py    one token further in several sequences, with any engine
+status.py      figures
+"""
+
+from kandiga_run.answer import Token
+from kandiga_run.scheduler.events import Event, Failed, Finished, Prefilled, Queued, Usage
+from kandiga_run.scheduler.request import Closing, QueueFull, Request
+from kandiga_run.scheduler.scheduler import Scheduler
+from kandiga_run.scheduler.status import Status
+from kandiga_run.scheduler.ticket import Ticket
+
+__all__ = [
+    "Closing",
+    "Event",
+    "Failed",
+    "Finished",
+    "Prefilled",
+    "QueueFull",
+    "Queued",
+    "Request",
+    "Scheduler",
+    "Status",
+    "Ticket",
+    "Token",
+    "Usage",
+]

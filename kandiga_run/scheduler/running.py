@@ -1,0 +1,77 @@
+"""A request whose answer is being made: what was read of its prompt, and what it says so far."""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kandiga_run.answer import Answer
+from kandiga_run.engine import State
+from kandiga_run.generation import GenerationStats
+from kandiga_run.scheduler.events import Failed, Finished, Prefilled, Usage
+from kandiga_run.scheduler.ticket import Ticket
+from kandiga_run.stats import RunStats
+
+
+class Running:
+    """One sequence in the scheduler's hands."""
+
+    def __init__(self, ticket: Ticket, answer: Answer, state: State, cached_tokens: int) -> None:
+        """cached_tokens: so many of the prompt the state has seen already."""
+        self.ticket, self.answer, self.state = ticket, answer, state
+        self.prompt = np.asarray(ticket.request.prompt_tokens, dtype=np.int32)
+        self.done = cached_tokens
+        self.stats = GenerationStats(reused_tokens=cached_tokens)
+        self.started = perf_counter()
+        self._cached_tokens = cached_tokens
+        ticket.tell(Prefilled(self.done, len(self.prompt)))
+
+    @property
+    def is_prefilling(self) -> bool:
+        """Whether a part of the prompt has not been read."""
+        return self.done < len(self.prompt)
+
+    @property
+    def next_input(self) -> int:
+        """Return the token to compute next: the last one chosen."""
+        return self.answer.token_ids[-1]
+
+    def prefilled(self, count: int, seconds: float, counters: RunStats) -> None:
+        """Note that `count` more tokens of the prompt have been read."""
+        self.done += count
+        self.stats.prompt_tokens += count
+        self.stats.prefill_seconds += seconds
+        self.stats.prefill = self.stats.prefill.plus(counters)
+        self.ticket.tell(Prefilled(self.done, len(self.prompt)))
+
+    def decoded(self, seconds: float, counters: RunStats) -> None:
+        """Note a step of one token."""
+        self.stats.decode_seconds += seconds
+        self.stats.decode = self.stats.decode.plus(counters)
+
+    def choose(self, logits: NDArray[np.float32]) -> bool:
+        """Choose the next token given logits (vocab,) and tell it; return whether it is the last.
+
+        Raises RunError when there is no token to choose.
+        """
+        token = self.answer.add(logits)
+        self.stats.generated_tokens += 1
+        if self.stats.generated_tokens == 1:
+            self.stats.time_to_first_token_seconds = perf_counter() - self.started
+        self.ticket.tell(token)
+        return self.answer.finish_reason is not None
+
+    def finish(self, reason: Literal["cancelled"] | None = None) -> None:
+        """Tell the end: the answer's own reason, or the one given."""
+        ended = reason or self.answer.finish_reason
+        if ended is None:
+            raise ValueError("the answer has not ended")
+        usage = Usage(len(self.prompt), self._cached_tokens, self.stats.generated_tokens)
+        self.ticket.tell(Finished(ended, usage, self.stats))
+
+    def fail(self, error: Exception) -> None:
+        """Tell that the answer could not be computed."""
+        self.ticket.tell(Failed(error))
