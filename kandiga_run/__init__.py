@@ -24,7 +24,7 @@ stats.py       counters of a run; memory.py, what the kernel charges this proces
 generation.py  prefill, then token by token; answer.py, one answer's tokens and text;
                sampling.py, which token; stop_strings.py
 prompts.py     chat_template.py, text to tokens; detokenizer.py, tokens to text
-cli.py         the command; chat_terminal.py, one_shot.py, its verbs; output.py and report.py print
+cli.py         the command; commands/, its verbs; output.py and report.py print
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The command `kandiga-run bench`."""
+"""`kandiga-run bench`."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ _CURVE = ((512,), (0,), 3, 32, 15.0)
 
 
 @click.command(
+    "bench",
     epilog=f"""\b
 Examples:
   kandiga-run bench ./model
@@ -40,7 +41,7 @@ Examples:
   kandiga-run bench ./model --memory-cap 2GB
   kandiga-run bench ./model --memory-cap 2GB,3GB,4GB,8GB --plot curve.png
 
-{HELP}"""
+{HELP}""",
 )
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--only", type=click.Choice(["prefill", "decode"]), help="Leave the other out.")
@@ -99,7 +100,7 @@ Examples:
 )
 @quiet_options
 @click.pass_obj
-def bench(
+def bench_command(
     invocation: Invocation,
     /,
     model: Path,

@@ -1,0 +1,11 @@
+"""The verbs of `kandiga-run`, a file each: options, help, and the call of what does the work."""
+
+from __future__ import annotations
+
+import click
+
+from kandiga_run.commands.bench import bench_command
+from kandiga_run.commands.chat import chat_command
+from kandiga_run.commands.run import run_command
+
+COMMANDS: tuple[click.Command, ...] = (run_command, chat_command, bench_command)
