@@ -37,8 +37,8 @@ class TokenMask(Protocol):
     def is_complete(self) -> bool:
         """Whether nothing may follow: the answer ends."""
 
-    def mask(self) -> NDArray[np.bool_]:
-        """Return which tokens (n,) are allowed; tokens from n on are not."""
+    def mask(self) -> NDArray[np.uint32] | None:
+        """Return a bit for each token that is allowed, as `Sampler.choose` takes it; None: all."""
 
     def accept(self, token: int) -> None:
         """Take note of the token that was chosen."""

@@ -37,6 +37,12 @@ class ChatTemplate:
             raise RunError("the model has an empty list of chat templates")
         self._compiled: dict[str, jinja2.Template] = {}
 
+    @property
+    def source(self) -> str:
+        """Return the text of every template, the default one first."""
+        names = sorted(self._sources, key=lambda name: (name != "default", name))
+        return "\n".join(self._sources[name] for name in names)
+
     def render(
         self,
         messages: Sequence[Message],

@@ -24,6 +24,10 @@ class StreamingDetokenizer(ABC):
         self._tokenizer = tokenizer
         self._skipped = _special_ids(tokenizer) if skip_special_tokens else frozenset()
 
+    def keep(self, tokens: frozenset[int]) -> None:
+        """Give the text of these special tokens, such as those that mark a tool call."""
+        self._skipped -= tokens
+
     def add(self, token: int) -> str:
         """Return the text that became certain with this token id, often one word or nothing.
 

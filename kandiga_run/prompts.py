@@ -36,12 +36,12 @@ class Prompts:
         self.folder = path.parent if path.is_file() else path
         self.config = self._read_json("config.json")
         self.generation_config = self._read_json("generation_config.json")
-        self._tokenizer_config = self._read_json("tokenizer_config.json")
+        self.tokenizer_config = self._read_json("tokenizer_config.json")
         self.tokenizer = _load_tokenizer(self.folder)
         #: Named special tokens as templates see them: {"bos_token": "<s>", ...}.
         self.special_tokens = self._named_special_tokens()
         self.stop_token_ids = self._stop_token_ids()
-        self._template = load_chat_template(self.folder, self._tokenizer_config)
+        self._template = load_chat_template(self.folder, self.tokenizer_config)
         added = self.tokenizer.get_added_tokens_decoder().values()
         self._added_tokens = tuple(token.content for token in added)
 
@@ -94,9 +94,18 @@ class Prompts:
         """Return the text of token ids."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
-    def detokenizer(self, *, skip_special_tokens: bool = True) -> StreamingDetokenizer:
-        """Return a streaming detokenizer for one answer."""
-        return streaming_detokenizer(self.tokenizer, skip_special_tokens=skip_special_tokens)
+    def detokenizer(
+        self, *, skip_special_tokens: bool = True, keep: frozenset[int] = frozenset()
+    ) -> StreamingDetokenizer:
+        """Return a streaming detokenizer for one answer; `keep` are special tokens it shows."""
+        detokenizer = streaming_detokenizer(self.tokenizer, skip_special_tokens=skip_special_tokens)
+        detokenizer.keep(keep)
+        return detokenizer
+
+    @property
+    def template_source(self) -> str:
+        """Return the text of the chat templates, by which a model's family can be told."""
+        return self._template.source if self._template else ""
 
     def starts_with_added_token(self, text: str) -> bool:
         """Whether text begins with a token that is never merged with its surroundings."""
@@ -120,7 +129,7 @@ class Prompts:
         return self._template
 
     def _named_special_tokens(self) -> dict[str, str]:
-        source = dict(self._tokenizer_config)
+        source = dict(self.tokenizer_config)
         if "added_tokens_decoder" not in source:
             # Older checkpoints keep the names in a file of their own, which then has precedence.
             source |= self._read_json("special_tokens_map.json")

@@ -4,13 +4,14 @@ The order is the one transformers uses, because the values published in generati
 were chosen under it:
 
 1. repetition penalty on the logits of tokens already in the sequence,
-2. temperature (0 is greedy: the largest logit, ties to the lower id, and nothing below applies),
-3. top-k: the k largest logits, ties to the lower id,
-4. top-p: of those, the fewest whose probability reaches p,
-5. min-p: of those, the ones at least min_p times as probable as the most probable,
-6. one draw from what is left.
+2. frequency and presence penalty on those of the answer alone, then logit bias, then the mask,
+3. temperature (0 is greedy: the largest logit, ties to the lower id, and nothing below applies),
+4. top-k: the k largest logits, ties to the lower id,
+5. top-p: of those, the fewest whose probability reaches p,
+6. min-p: of those, the ones at least min_p times as probable as the most probable,
+7. one draw from what is left.
 
-Filters 3 to 5 each keep a prefix of the tokens sorted by descending logit, so only as many
+Filters 4 to 6 each keep a prefix of the tokens sorted by descending logit, so only as many
 leading tokens as needed are ever sorted: a full sort of a 250k vocabulary costs as much as
 several layers of a small model.
 """
@@ -19,8 +20,10 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +47,12 @@ class SamplingOptions:
     repetition_penalty: float = 1.0
     #: How many of the last tokens the penalty looks at; None looks at all of them.
     repetition_window: int | None = None
+    #: Taken off the logit of a token the answer holds already, whatever the number of times ...
+    presence_penalty: float = 0.0
+    #: ... and once more for each time.
+    frequency_penalty: float = 0.0
+    #: Added to the logits of single tokens, by id; ids outside the vocabulary change nothing.
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
     #: The same seed, prompt and options give the same text; None draws a seed.
     seed: int | None = None
 
@@ -62,6 +71,24 @@ class SamplingOptions:
                 "above 0 (1 changes nothing)",
             ),
             ("repetition_window", window, window is None or window >= 0, "0 or more tokens"),
+            (
+                "presence_penalty",
+                self.presence_penalty,
+                math.isfinite(self.presence_penalty),
+                "a finite number",
+            ),
+            (
+                "frequency_penalty",
+                self.frequency_penalty,
+                math.isfinite(self.frequency_penalty),
+                "a finite number",
+            ),
+            (
+                "logit_bias",
+                dict(self.logit_bias),
+                all(math.isfinite(bias) for bias in self.logit_bias.values()),
+                "finite numbers",
+            ),
             ("seed", self.seed, self.seed is None or self.seed >= 0, "0 or more"),
         )
         for name, seen, is_valid, wanted in checks:
@@ -84,7 +111,7 @@ class Choice:
 
 
 class Sampler:
-    """Chooses tokens of one sequence; holds its random generator (PCG64)."""
+    """Chooses tokens of one answer; holds its random generator (PCG64) and what it chose."""
 
     def __init__(self, options: SamplingOptions, *, logprobs: int | None = None) -> None:
         """Make a sampler; `logprobs` asks for log probabilities and that many alternatives."""
@@ -93,19 +120,20 @@ class Sampler:
         #: The seed in use, also when none was given.
         self.seed = secrets.randbits(32) if options.seed is None else options.seed
         self._random = np.random.Generator(np.random.PCG64(self.seed))
+        self._chosen: Counter[int] = Counter()
+        self._masked: NDArray[np.float32] | None = None
 
     def choose(
         self,
         logits: NDArray[np.float32],
         history: Sequence[int],
-        allowed: NDArray[np.bool_] | None = None,
+        mask: NDArray[np.uint32] | None = None,
     ) -> Choice:
         """Return the next token, given logits (vocab,) and the tokens so far, prompt included.
 
-        allowed: which tokens (n,) may be chosen; tokens from n on may not. None: all.
-
-        Raises RunError when the logits hold no usable maximum (NaN or infinite): a broken
-        computation must not turn into text. Also when no token is allowed.
+        `mask` (words,) has a bit for each token that may be chosen, the lowest bit of a word first;
+        tokens past its end may not be. Raises RunError when it leaves no token, and when the logits
+        hold no usable maximum (NaN or infinite): a broken computation must not turn into text.
         """
         peak = float(np.max(logits))
         if not math.isfinite(peak):
@@ -114,23 +142,55 @@ class Sampler:
                 "weights or the computation are damaged; run kandiga-pack verify on the container"
             )
         options = self.options
-        penalized = _penalize(logits, history, options)
-        if allowed is not None:
-            penalized = _masked(penalized, allowed)
+        penalized = self._adjust(_penalize(logits, history, options))
+        if mask is not None:
+            penalized = self._narrow(penalized, mask)
         if options.temperature == 0:
             token = int(np.argmax(penalized))
         else:
             token = self._draw(penalized / np.float32(options.temperature))
+        self._chosen[token] += 1
         if self.logprobs is None:
             return Choice(token)
         return _with_logprobs(token, logits, self.logprobs)
+
+    def _adjust(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return logits less the penalties on this answer's own tokens, plus the bias."""
+        options = self.options
+        changes = {id_: bias for id_, bias in options.logit_bias.items() if 0 <= id_ < logits.size}
+        if options.presence_penalty or options.frequency_penalty:
+            for token, times in self._chosen.items():
+                penalty = options.presence_penalty + times * options.frequency_penalty
+                changes[token] = changes.get(token, 0.0) - penalty
+        if not changes:
+            return logits
+        adjusted = logits.copy()
+        adjusted[list(changes)] += np.fromiter(changes.values(), np.float32)
+        return adjusted
+
+    def _narrow(self, logits: NDArray[np.float32], mask: NDArray[np.uint32]) -> NDArray[np.float32]:
+        """Return logits with minus infinity for what the mask leaves out."""
+        if self._masked is None:
+            # Whole bytes: kept from token to token, as a vocabulary's worth of floats is 1 MB.
+            self._masked = np.empty((-(-logits.size // 8), 8), dtype=np.float32)
+        flat = self._masked.reshape(-1)
+        bits = mask.view(np.uint8)[: len(self._masked)]
+        np.take(_bits_to_logits(), bits, axis=0, out=self._masked[: len(bits)], mode="clip")
+        self._masked[len(bits) :] = -np.inf
+        narrowed = flat[: logits.size]
+        narrowed += logits
+        if narrowed.max() == -np.inf:
+            raise RunError("no token is allowed to come next: the grammar of the answer has no end")
+        return narrowed
 
     def _draw(self, scaled: NDArray[np.float32]) -> int:
         ids, weights = candidates(scaled, self.options)
         # float64 sums: over 250k tokens a float32 running sum loses the tail it should draw from.
         mass = np.cumsum(weights, dtype=np.float64)
         index = int(np.searchsorted(mass, self._random.random() * mass[-1], side="right"))
-        return int(ids[min(index, len(ids) - 1)])
+        if index == len(ids):  # the product was rounded up to the whole mass
+            index = int(np.flatnonzero(weights)[-1])
+        return int(ids[index])
 
 
 def candidates(
@@ -204,14 +264,11 @@ def _penalize(
     return penalized
 
 
-def _masked(logits: NDArray[np.float32], allowed: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Return logits with those of forbidden tokens at minus infinity."""
-    masked = np.full_like(logits, -np.inf)
-    ids = np.flatnonzero(allowed[: logits.size])
-    if not ids.size:
-        raise RunError("no token is allowed to come next: the grammar of the answer has no end")
-    masked[ids] = logits[ids]
-    return masked
+@cache
+def _bits_to_logits() -> NDArray[np.float32]:
+    """Return what each byte of a mask adds to the logits of its eight tokens: 0 or -infinity."""
+    bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+    return np.where(bits, np.float32(0), np.float32(-np.inf))
 
 
 def _with_logprobs(token: int, logits: NDArray[np.float32], count: int) -> Choice:

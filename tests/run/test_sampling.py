@@ -3,11 +3,13 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from kandiga_run.errors import RunError
 from kandiga_run.sampling import Sampler, SamplingOptions, candidates
@@ -249,3 +251,70 @@ def test_masked_tokens_are_never_drawn() -> None:
 def test_values_out_of_range_are_named(name: str, value: float) -> None:
     with pytest.raises(RunError, match=f"^{name} .*wanted"):
         SamplingOptions(**{name: value})  # type: ignore[arg-type]
+
+
+def packed_mask(allowed: Sequence[int], vocab_size: int) -> NDArray[np.uint32]:
+    bits = np.zeros(-(-vocab_size // 32) * 32, dtype=np.uint8)
+    bits[list(allowed)] = 1
+    return np.packbits(bits, bitorder="little").view(np.uint32)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("vocab_size", [5, 32, 33, 250])
+def test_mask_narrows_the_choice(vocab_size: int, temperature: float):
+    random = np.random.default_rng(0)
+    sampler = Sampler(SamplingOptions(temperature=temperature, top_k=3, top_p=0.9, seed=1))
+    for allowed in ([4], [0, vocab_size - 1], list(range(1, vocab_size, 2))):
+        logits = random.normal(size=vocab_size).astype(np.float32)
+        before = logits.copy()
+        for _ in range(20):
+            token = sampler.choose(logits, [], packed_mask(allowed, vocab_size)).token
+            assert token in allowed
+            if temperature == 0:
+                assert token == max(allowed, key=lambda id_: logits[id_])
+        assert np.array_equal(logits, before)
+
+
+def test_tokens_past_the_end_of_a_mask_are_not_allowed():
+    logits = np.arange(100, dtype=np.float32)
+    assert Sampler(SamplingOptions()).choose(logits, [], packed_mask([3], 32)).token == 3
+
+
+def test_mask_without_a_token_is_an_error():
+    with pytest.raises(RunError, match="no token is allowed"):
+        Sampler(SamplingOptions()).choose(np.zeros(40, np.float32), [], packed_mask([], 40))
+
+
+def test_logit_bias():
+    logits = np.array([1.0, 2.0, 3.0], dtype=np.float32)
+    bias = {2: -100.0, 0: 1.5, 99: 100.0, -1: 100.0}
+    assert Sampler(SamplingOptions(logit_bias=bias)).choose(logits, []).token == 0
+
+
+def test_frequency_and_presence_penalties_count_the_answer_alone():
+    logits = np.array([1.0, 0.9, 0.0], dtype=np.float32)
+
+    def answer(**penalties: float) -> list[int]:
+        sampler = Sampler(SamplingOptions(**penalties))
+        # Token 0 stands in the prompt twenty times, which these penalties do not look at.
+        return [sampler.choose(logits, [0] * 20).token for _ in range(7)]
+
+    # Presence: once each, then the largest again for ever.
+    assert answer(presence_penalty=0.2) == [0, 1, 0, 0, 0, 0, 0]
+    # Frequency: 1.0, then 0.9 against 0.8, 0.8 against 0.7, in turns.
+    assert answer(frequency_penalty=0.2) == [0, 1, 0, 1, 0, 1, 0]
+    assert answer(presence_penalty=2.0) == [0, 1, 2, 0, 0, 0, 0]
+    assert answer(presence_penalty=-0.2, frequency_penalty=-0.2) == [0] * 7
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"presence_penalty": math.nan},
+        {"frequency_penalty": math.inf},
+        {"logit_bias": {1: math.nan}},
+    ],
+)
+def test_penalties_must_be_numbers(options: dict[str, Any]):
+    with pytest.raises(RunError, match=r"wanted (a )?finite number"):
+        SamplingOptions(**options)

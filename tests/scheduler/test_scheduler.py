@@ -215,7 +215,7 @@ def test_a_failing_answer_leaves_the_others_alone(engine: Engine, scheduler: Sch
         is_complete = False
 
         def mask(self) -> np.ndarray:
-            return np.zeros(320, np.bool_)
+            return np.zeros(10, np.uint32)
 
         def accept(self, token: int) -> None:
             raise AssertionError(token)
