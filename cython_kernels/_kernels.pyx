@@ -12,6 +12,7 @@ cdef extern from "dispatch.h" nogil:
     void kandiga_select_isa(int isa)
     int kandiga_selected_isa()
     int kandiga_best_isa()
+    int kandiga_rows_as_alone
 
 cdef extern from "threadpool.h" nogil:
     int kandiga_num_threads()
@@ -45,6 +46,16 @@ def set_num_threads(int count):
         raise ValueError(f"num_threads: {count}, expected at least 1")
     with nogil:
         kandiga_set_num_threads(count)
+
+
+def set_rows_as_alone(bint on):
+    """Whether each row of a matmul or an expert is, bit for bit, what it is when it comes alone.
+
+    On while sequences are decoded together: slower from four rows on, where a matrix unit would
+    take over. Not to be changed while another thread computes.
+    """
+    global kandiga_rows_as_alone
+    kandiga_rows_as_alone = on
 
 
 def isa():

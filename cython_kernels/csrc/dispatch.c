@@ -6,6 +6,7 @@ struct quant_ops kandiga_quant;
 struct vector_ops kandiga_vector;
 struct gemm_ops kandiga_gemm, kandiga_gemm_int;
 struct turboquant_ops kandiga_turboquant;
+int kandiga_rows_as_alone;
 static int selected = KANDIGA_ISA_SCALAR;
 
 typedef void (*any_function)(void);

@@ -21,6 +21,13 @@ static inline const struct gemm_ops* kandiga_gemm_of(const struct kandiga_matrix
     return w->arithmetic == KANDIGA_EXACT ? &kandiga_gemm : &kandiga_gemm_int;
 }
 
+/*
+ * Whether several rows must give, bit for bit, what each gives alone: sequences decoded together.
+ * Matrix units and exact arithmetic sum in another order for several rows than for one; integer
+ * kernels do not. Not to be changed while a kernel runs.
+ */
+extern int kandiga_rows_as_alone;
+
 /* The two steps of y = x W^T in the arithmetic of the matrix. */
 static inline void kandiga_prepare(const struct kandiga_matrix* w, const float* x,
                                    float* prepared) {
@@ -31,8 +38,15 @@ static inline void kandiga_prepare(const struct kandiga_matrix* w, const float* 
 static inline void kandiga_rows(const struct kandiga_matrix* w, const float* const* prepared,
                                 size_t num_tokens, size_t row_begin, size_t row_end, float* out,
                                 size_t out_stride) {
-    (w->arithmetic == KANDIGA_EXACT ? kandiga_quant.rows : kandiga_quant.rows_int)(
-        w, prepared, num_tokens, row_begin, row_end, out, out_stride);
+    if (w->arithmetic != KANDIGA_EXACT) {
+        kandiga_quant.rows_int(w, prepared, num_tokens, row_begin, row_end, out, out_stride);
+    } else if (!kandiga_rows_as_alone) {
+        kandiga_quant.rows(w, prepared, num_tokens, row_begin, row_end, out, out_stride);
+    } else { /* the weights of these rows stay in a cache from token to token */
+        for (size_t t = 0; t < num_tokens; t++)
+            kandiga_quant.rows(w, prepared + t, 1, row_begin, row_end, out + t * out_stride,
+                               out_stride);
+    }
 }
 
 /* Fill the tables for isa, which must be available. Not to be called while a kernel runs. */

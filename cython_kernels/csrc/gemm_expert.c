@@ -63,8 +63,8 @@ static int serves(const struct kandiga_projection* p) {
 }
 
 int kandiga_gemm_serves_expert(const struct kandiga_expert_layout* layout, size_t num_rows) {
-    return num_rows >= MIN_ROWS && serves(&layout->gate) && serves(&layout->up) &&
-           serves(&layout->down);
+    return num_rows >= MIN_ROWS && !kandiga_rows_as_alone && serves(&layout->gate) &&
+           serves(&layout->up) && serves(&layout->down);
 }
 
 static void prepare_x_item(void* context, size_t item) {

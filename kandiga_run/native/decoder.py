@@ -40,6 +40,9 @@ class Mixer(Protocol):
         The first token is at `position`.
         """
 
+    def forward_sequences(self, caches: Sequence[Any], positions: Sequence[int]) -> None:
+        """Compute row b of x, the token of sequence b at positions[b], into row b of out."""
+
 
 class FeedForward(Protocol):
     """Works on each token alone: an MLP, or a mixture of experts."""
@@ -139,6 +142,38 @@ class Decoder:
         state.position += tokens.shape[0]
         if logits is not None:
             self._head.forward(normed[-logits.shape[0] :], logits)
+
+    def forward_sequences(
+        self, tokens: NDArray[np.int32], states: Sequence[NativeState], logits: Array
+    ) -> None:
+        """Append token b to state b, B <= scratch.max_rows; fill logits (B, vocab_size)."""
+        try:
+            normed = self._sequences_forward(tokens, states)
+        except BaseException:
+            for state in states:
+                state.undo_unfinished()
+            raise
+        for state in states:
+            state.position += 1
+        self._head.forward(normed, logits)
+
+    def _sequences_forward(self, tokens: NDArray[np.int32], states: Sequence[NativeState]) -> Array:
+        """Return the normalized hidden states (B, H) that the head reads."""
+        num_sequences = tokens.shape[0]
+        hidden = self._scratch.rows("hidden", num_sequences, self._hidden_size)
+        normed = self._scratch.rows("normed", num_sequences, self._hidden_size)
+        label_time(TIME_DENSE)
+        self._embedding.forward(tokens, hidden)
+        self._layers[0].input_norm.forward(hidden, normed)
+        positions = [state.position for state in states]
+        caches_by_layer = zip(*(state.caches for state in states), strict=True)
+        for layer, step, caches in zip(self._layers, self._steps, caches_by_layer, strict=True):
+            _, add_and_norm, feed_forward, add_and_norm_for_next = step
+            layer.mixer.forward_sequences(caches, positions)
+            add_and_norm(num_sequences)
+            feed_forward(num_sequences)
+            add_and_norm_for_next(num_sequences)
+        return normed
 
     def _layers_forward(self, tokens: NDArray[np.int32], state: NativeState) -> Array:
         """Return the normalized hidden states (T, H) that the head reads."""

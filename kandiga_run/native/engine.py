@@ -29,6 +29,7 @@ from kandiga_run.native.decoder import Decoder
 from kandiga_run.native.dense_copy import DenseCopy
 from kandiga_run.native.logits import Logits
 from kandiga_run.native.memory_plan import FEW_ROWS, MANY_ROWS, MemoryPlan
+from kandiga_run.native.rows_as_alone import rows_as_alone
 from kandiga_run.native.scratch import Scratch
 from kandiga_run.native.state import NativeState
 from kandiga_run.native.token_work import TokenWork, expert_work
@@ -133,10 +134,7 @@ class NativeEngine:
         """
         self._has_computed = True
         decoder = self._open_decoder()
-        if not isinstance(state, NativeState):
-            raise TypeError(f"state is a {type(state).__name__}, wanted one of this engine's own")
-        if state.is_broken:
-            raise RunError("an earlier call on this state failed halfway; start a new one")
+        state = self._usable(state)
         tokens = checked_tokens(tokens, state, self.vocab_size)
         num_tokens = tokens.shape[0]
         num_rows = num_tokens if logits == "all" else 1
@@ -152,6 +150,35 @@ class NativeEngine:
                     decoder.forward(tokens[start:end], state, out[start:end])
                 else:
                     decoder.forward(tokens[start:end], state, out if end == num_tokens else None)
+            self._model.dense_watch.require()
+        return out
+
+    def forward_sequences(
+        self, tokens: Sequence[int], states: Sequence[State]
+    ) -> NDArray[np.float32]:
+        """Append token b to state b, all states different; return logits (B, vocab_size).
+
+        Each row is, bit for bit, what `forward` would have given for that sequence alone. An expert
+        that several sequences use is read once.
+        """
+        own = [self._usable(state) for state in states]
+        if len(set(map(id, own))) != len(own):
+            raise ValueError("the same state twice in one step")
+        if len(tokens) != len(own) or not own:
+            raise ValueError(f"{len(tokens)} tokens for {len(own)} states")
+        ids = np.concatenate(
+            [
+                checked_tokens(np.array([token], dtype=np.int32), state, self.vocab_size)
+                for token, state in zip(tokens, own, strict=True)
+            ]
+        )
+        self._has_computed = True
+        decoder = self._open_decoder()
+        out = np.empty((len(own), self.vocab_size), np.float32)
+        with self._model.files.used(), timed_forward(self.stats), rows_as_alone():
+            for start in range(0, len(own), FEW_ROWS):
+                some = slice(start, start + FEW_ROWS)
+                decoder.forward_sequences(ids[some], own[some], out[some])
             self._model.dense_watch.require()
         return out
 
@@ -197,6 +224,13 @@ class NativeEngine:
             raise RunError(f"{path}: layers of {sorted(lengths)} tokens, wanted {len(tokens)}")
         state.position = len(tokens)
         return state, tokens
+
+    def _usable(self, state: State) -> NativeState:
+        if not isinstance(state, NativeState):
+            raise TypeError(f"state is a {type(state).__name__}, wanted one of this engine's own")
+        if state.is_broken:
+            raise RunError("an earlier call on this state failed halfway; start a new one")
+        return state
 
     def _identity(self) -> StateIdentity:
         return StateIdentity(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from cython_kernels import (
     TIME_ATTENTION,
     TIME_DENSE,
     Projections,
+    RotatedHeads,
     label_time,
     sigmoid_mul,
 )
@@ -98,6 +100,7 @@ class Attention:
             (self._q_proj, self._k_proj, self._v_proj), x, (queries, keys, values)
         )
         all_queries, _, all_keys, _, _ = self._heads(rows)
+        self._norm_and_rotate_rows: list[RotatedHeads] = []
         self._norm_and_rotate = self._rope.bind(all_queries, all_keys, self._head_norms)
         self._project_out = Projections((self._o_proj,), attended, (out,))
 
@@ -113,6 +116,34 @@ class Attention:
             sigmoid_mul(attended, gates, attended)
         label_time(TIME_DENSE)
         self._project_out(num_tokens)
+
+    def forward_sequences(self, caches: Sequence[KVCache], positions: Sequence[int]) -> None:
+        """Attend from row b of x, the next token of sequence b at positions[b], into row b of out.
+
+        There are B caches. Projections are computed for all sequences together.
+        """
+        num_sequences = len(caches)
+        self._project(num_sequences)
+        label_time(TIME_ATTENTION)
+        queries, gates, keys, values, attended = self._heads(num_sequences)
+        for row, (cache, position) in enumerate(zip(caches, positions, strict=True)):
+            own = slice(row, row + 1)
+            self._norm_and_rotate_row(row)(1, position)
+            cache.append(keys[own], values[own])
+            cache.attend(queries[own], self._scale, attended[own])
+        if self._shape.gated:
+            sigmoid_mul(attended, gates, attended)
+        label_time(TIME_DENSE)
+        self._project_out(num_sequences)
+
+    def _norm_and_rotate_row(self, row: int) -> RotatedHeads:
+        """Return the call for one row of a batch of sequences."""
+        while len(self._norm_and_rotate_rows) <= row:
+            next_row = len(self._norm_and_rotate_rows)
+            queries, _, keys, _, _ = self._heads(next_row + 1)
+            call = self._rope.bind(queries[next_row:], keys[next_row:], self._head_norms)
+            self._norm_and_rotate_rows.append(call)
+        return self._norm_and_rotate_rows[row]
 
     def _heads(self, num_tokens: int) -> tuple[Array, Array, Array, Array, Array]:
         """Return views of the first tokens: queries, gates, keys, values and attended.

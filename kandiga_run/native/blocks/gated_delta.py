@@ -7,6 +7,7 @@ them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -222,15 +223,23 @@ class GatedDeltaNet:
 
     def bind(self, x: Array, out: Array) -> None:
         """Fix where `forward` finds x and leaves its result, both (max_rows, H)."""
-        shape = self._shape
-        projected = self._projection.bind(x)
-        mixed = self._scratch.rows("gated_delta/out", self._scratch.max_rows, shape.value_dim)
-        self._mix = GatedDeltaHeads(
-            projected.qkv,
-            projected.z,
-            projected.a,
-            projected.b,
-            mixed,
+        self._projected = self._projection.bind(x)
+        self._mixed = self._scratch.rows(
+            "gated_delta/out", self._scratch.max_rows, self._shape.value_dim
+        )
+        self._mix = self._mix_from(0)
+        self._mix_rows: list[GatedDeltaHeads] = []
+        self._project_out = Projections((self._out_proj,), self._mixed, (out,))
+
+    def _mix_from(self, row: int) -> GatedDeltaHeads:
+        """Return the call that takes its tokens from this row on."""
+        shape, projected = self._shape, self._projected
+        return GatedDeltaHeads(
+            projected.qkv[row:],
+            projected.z[row:],
+            projected.a[row:],
+            projected.b[row:],
+            self._mixed[row:],
             conv_weight=self._conv_weight,
             a_log=self._a_log,
             dt_bias=self._dt_bias,
@@ -239,13 +248,21 @@ class GatedDeltaNet:
             norm_eps=shape.norm_eps,
             normalize_eps=_NORMALIZE_EPS,
         )
-        self._project_out = Projections((self._out_proj,), mixed, (out,))
 
     def forward(self, num_tokens: int, cache: RecurrentState, position: int) -> None:
         """Advance the state over the first num_tokens rows of x; write those of out."""
         self._projection.forward(num_tokens)
         self._mix(num_tokens, cache.conv, cache.delta)
         self._project_out(num_tokens)
+
+    def forward_sequences(self, caches: Sequence[RecurrentState], positions: Sequence[int]) -> None:
+        """Advance state b over row b of x, the next token of sequence b; write row b of out."""
+        self._projection.forward(len(caches))
+        while len(self._mix_rows) < len(caches):
+            self._mix_rows.append(self._mix_from(len(self._mix_rows)))
+        for mix, cache in zip(self._mix_rows, caches, strict=False):
+            mix(1, cache.conv, cache.delta)
+        self._project_out(len(caches))
 
 
 def split_qkv(shape: GatedDeltaShape, qkv: Array) -> tuple[Array, Array, Array]:
