@@ -12,11 +12,13 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 import click
 
 from kandiga_run.cli_options import Invocation
 from kandiga_run.commands import COMMANDS
+from kandiga_run.commands.model_argument import reads_like_a_prompt
 from kandiga_run.exit_codes import HELP, ExitCode
 from kandiga_run.failures import describe
 from kandiga_run.output import PROGRAM, Output
@@ -24,7 +26,34 @@ from kandiga_run.output import PROGRAM, Output
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
-@click.group(context_settings=_SETTINGS, epilog=HELP, no_args_is_help=True)
+class _Group(click.Group):
+    """Commands, and a sentence where a command could stand: a prompt for the default model."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that the first argument names, or `run` for a prompt."""
+        word = args[0]
+        if self.get_command(ctx, word) is None:
+            if reads_like_a_prompt(word):
+                return super().resolve_command(ctx, ["run", *args])
+            raise click.UsageError(self._unknown(ctx, word), ctx)
+        return super().resolve_command(ctx, args)
+
+    def _unknown(self, ctx: click.Context, word: str) -> str:
+        names = self.list_commands(ctx)
+        near = get_close_matches(word.lower(), names, n=1)
+        if near:
+            return f"no command {word!r}: did you mean {near[0]!r}?"
+        if "/" in word or os.path.exists(word):
+            return f"no command {word!r}: to use that model, `{PROGRAM} chat {word}`"
+        return (
+            f"no command {word!r}: one of {', '.join(names)}, or a question of several words in "
+            "quotes"
+        )
+
+
+@click.group(cls=_Group, context_settings=_SETTINGS, epilog=HELP, no_args_is_help=True)
 @click.version_option(package_name="kandiga-kexp", prog_name=PROGRAM)
 def cli() -> None:
     """Run mixture-of-experts language models from .kexp containers, experts read from disk."""

@@ -1,6 +1,8 @@
 """What holds for every test."""
 
+import os
 import signal
+import tempfile
 
 
 def _stay(number: int, frame: object) -> None:
@@ -12,3 +14,9 @@ def _stay(number: int, frame: object) -> None:
 for number in (signal.SIGINT, signal.SIGHUP):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, _stay)
+
+# What whoever runs the tests keeps in ~/.config, ~/.cache/kandiga and ~/.local must not matter.
+_own_files = tempfile.TemporaryDirectory(prefix="kandiga-tests-")
+for variable in ("XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
+    os.environ[variable] = f"{_own_files.name}/{variable.lower()}"
+os.environ.pop("KANDIGA_MODEL", None)

@@ -16,6 +16,7 @@ from kandiga_run.cli_options import (
     engine_options,
     quiet_options,
 )
+from kandiga_run.commands.model_argument import model_argument
 from kandiga_run.errors import RunError
 from kandiga_run.exit_codes import HELP
 from kandiga_run.output import Output
@@ -43,7 +44,7 @@ Examples:
 
 {HELP}""",
 )
-@click.argument("model", type=click.Path(path_type=Path))
+@model_argument
 @click.option("--only", type=click.Choice(["prefill", "decode"]), help="Leave the other out.")
 @click.option("--quick", is_flag=True, help="One short prefill and decode, warm, one run each.")
 @click.option(

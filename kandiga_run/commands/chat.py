@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kandiga_run.cli_options import Invocation, engine_options, output_options, sampling_options
+from kandiga_run.commands.model_argument import model_argument
 from kandiga_run.commands.opening import (
     generate_options,
     open_engine,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     "chat",
     epilog=f"""\b
 Examples:
+  kandiga-run chat
   kandiga-run chat ./model
   kandiga-run chat someone/Qwen3-30B-A3B-kexp@v1.0
   kandiga-run chat ./model --system "Answer in one sentence." --memory 4GB
@@ -32,7 +34,7 @@ Examples:
 
 {HELP}""",
 )
-@click.argument("model", type=click.Path(path_type=Path))
+@model_argument
 @click.option("--system", metavar="TEXT", help="System message of the conversation.")
 @sampling_options
 @engine_options
@@ -47,7 +49,8 @@ def chat_command(
     quiet: bool,
     **choices: Any,
 ) -> None:
-    """Converse with MODEL, a folder of .kexp files or the id of a published one.
+    """Converse with MODEL, a folder of .kexp files or the id of a published one; without
+    it with the model that `kandiga-run setup` remembers.
 
     Ctrl-C stops an answer, Ctrl-D leaves, /help lists commands. Piped input is answered line by
     line.

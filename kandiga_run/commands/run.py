@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from kandiga_run.cli_options import Invocation, engine_options, output_options, sampling_options
+from kandiga_run.commands.model_argument import reads_like_a_prompt, remembered_model
 from kandiga_run.commands.opening import (
     generate_options,
     open_engine,
@@ -24,6 +25,7 @@ from kandiga_run.standard_input import decode_input
     "run",
     epilog=f"""\b
 Examples:
+  kandiga-run "What is the capital of France?"
   kandiga-run run ./model "What is the capital of France?"
   kandiga-run run someone/Qwen3-30B-A3B-kexp "What is the capital of France?"
   kandiga-run run ./model - < question.txt
@@ -32,7 +34,7 @@ Examples:
 
 {HELP}""",
 )
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", required=False, type=click.Path(path_type=Path))
 @click.argument("prompt", required=False)
 @click.option("--system", metavar="TEXT", help="System message before the prompt.")
 @click.option("--raw", is_flag=True, help="Continue the text as it is, without a chat template.")
@@ -50,7 +52,7 @@ Examples:
 def run_command(
     invocation: Invocation,
     /,
-    model: Path,
+    model: Path | None,
     prompt: str | None,
     system: str | None,
     raw: bool,
@@ -62,10 +64,14 @@ def run_command(
 ) -> None:
     """Answer PROMPT with MODEL, a folder of .kexp files or the id of a published one.
 
+    Without MODEL the one that `kandiga-run setup` remembers answers, and "run" may be left out: a
+    sentence in quotes is enough.
+
     PROMPT - reads standard input, and so does no PROMPT when something is piped in.
     """
     if raw and system:
         raise click.UsageError("--raw continues plain text: it has no place for --system")
+    model, prompt = _model_and_prompt(model, prompt)
     text = _prompt_text(prompt)
     output = invocation.output = Output(is_json=is_json, is_quiet=quiet)
     folder, prompts = open_tokenizer(model, choices, output)
@@ -87,6 +93,13 @@ def run_command(
             shows_stats=shows_stats,
             prompt_cache=prompt_cache,
         )
+
+
+def _model_and_prompt(model: Path | None, prompt: str | None) -> tuple[Path, str | None]:
+    """Return MODEL and PROMPT when the only argument given may be either."""
+    if model is not None and prompt is None and reads_like_a_prompt(str(model)):
+        model, prompt = None, str(model)
+    return model or remembered_model(), prompt
 
 
 def _prompt_text(prompt: str | None) -> str:

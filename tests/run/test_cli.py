@@ -249,8 +249,8 @@ class TestFailures:
     @pytest.mark.parametrize(
         ("arguments", "line"),
         [
-            (["run"], "Missing argument 'MODEL'"),
-            (["walk"], "No such command 'walk'"),
+            (["run"], "no MODEL named and none remembered"),
+            (["walk"], "no command 'walk': one of"),
             (["run", "m", "p", "--bogus"], "No such option"),
             (["run", "m", "p", "--top-p", "2"], "Invalid value for '--top-p'"),
             (["run", "m", "p", "--memory", "2"], "wanted a number and a unit, like 2GB"),
