@@ -34,7 +34,8 @@ static size_t div_up(size_t n, size_t divisor) {
 
 int kandiga_gemm_serves(const struct kandiga_matrix* w, size_t num_tokens) {
     const struct gemm_ops* ops = kandiga_gemm_of(w);
-    return num_tokens >= MIN_TOKENS && !kandiga_rows_as_alone && ops->serves != NULL && ops->serves(w);
+    return num_tokens >= MIN_TOKENS && !kandiga_rows_as_alone && ops->serves != NULL &&
+           ops->serves(w);
 }
 
 static void prepare_item(void* context, size_t item) {
