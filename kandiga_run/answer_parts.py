@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from kandiga_run.answer import TokenMask
 from kandiga_run.prompts import Prompts
 from kandiga_run.reasoning import (
     ReasoningFormat,
@@ -33,6 +34,8 @@ class AnswerFormat:
     kept_tokens: frozenset[int]
     #: The tokens that end reasoning, after which a constraint begins.
     reasoning_end_tokens: tuple[int, ...]
+    #: The one token that begins reasoning, where it is one.
+    reasoning_start_token: int | None
 
     @classmethod
     def of(cls, prompts: Prompts) -> AnswerFormat:
@@ -48,7 +51,20 @@ class AnswerFormat:
             or (tools and token.content not in plain and tools.mentions(token.content))
         }
         end = tuple(prompts.encode(reasoning.end)) if reasoning else ()
-        return cls(reasoning, tools, frozenset(kept) - prompts.stop_token_ids, end)
+        start = prompts.tokenizer.token_to_id(reasoning.start) if reasoning else None
+        return cls(reasoning, tools, frozenset(kept) - prompts.stop_token_ids, end, start)
+
+    def after_reasoning(self, mask: TokenMask, *, is_open: bool) -> TokenMask:
+        """Return a constraint that leaves reasoning free and holds the answer after it.
+
+        is_open: the prompt ends within reasoning; else the model may begin with some.
+        """
+        if self.reasoning is None or not self.reasoning_end_tokens:
+            return mask
+        from kandiga_run.constraint import AfterReasoning
+
+        start = None if is_open else self.reasoning_start_token
+        return AfterReasoning(mask, self.reasoning_end_tokens, start) if is_open or start else mask
 
     def splitter(self, rendered: str, tools: Tools | None = None) -> AnswerSplitter:
         """Return a splitter for the answer to a rendered prompt."""

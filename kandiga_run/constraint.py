@@ -15,6 +15,7 @@ from llguidance import LLMatcher, LLTokenizer
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from kandiga_run.answer import TokenMask
 from kandiga_run.errors import RunError
 
 
@@ -117,29 +118,47 @@ class AfterReasoning:
     is free and whose answer is constrained can.
     """
 
-    def __init__(self, constraint: Constraint, end_tokens: Sequence[int]) -> None:
-        """Leave tokens free up to and including `end_tokens`, the end of the reasoning."""
+    def __init__(
+        self, constraint: TokenMask, end_tokens: Sequence[int], start_token: int | None = None
+    ) -> None:
+        """Leave tokens free up to and including `end_tokens`, the end of the reasoning.
+
+        start_token: begins reasoning, if the model chooses it first of all; None: reasoning has
+        begun.
+        """
         self._constraint = constraint
         self._end = tuple(end_tokens)
+        self._start = start_token
         self._recent: tuple[int, ...] = ()
-        self._has_begun = False
+        self._is_free = start_token is None
 
     @property
     def is_complete(self) -> bool:
         """Whether the answer is whole and nothing may follow."""
-        return self._has_begun and self._constraint.is_complete
+        return not self._is_free and self._constraint.is_complete
 
     def mask(self) -> NDArray[np.uint32] | None:
         """Return the mask of the constraint, or None while every token may come."""
-        return self._constraint.mask() if self._has_begun else None
+        if self._is_free:
+            return None
+        mask = self._constraint.mask()
+        if mask is None or self._start is None:
+            return mask
+        mask = mask.copy()
+        mask[self._start // 32] |= np.uint32(1 << self._start % 32)
+        return mask
 
     def accept(self, token: int) -> None:
         """Go on after this token."""
-        if self._has_begun:
-            self._constraint.accept(token)
+        if self._is_free:
+            self._recent = (*self._recent, token)[-len(self._end) :]
+            self._is_free = self._recent != self._end
             return
-        self._recent = (*self._recent, token)[-len(self._end) :]
-        self._has_begun = self._recent == self._end
+        if token == self._start:
+            self._is_free = True
+        else:
+            self._constraint.accept(token)
+        self._start = None
 
 
 def _one_line(message: object) -> str:

@@ -66,6 +66,32 @@ class State(Protocol):
         """Forget the last `num_tokens` tokens. Raises RunError when the state cannot."""
 
 
+class StateMark(Protocol):
+    """A moment of a sequence that its state can go back to."""
+
+    @property
+    def position(self) -> int:
+        """Return the number of tokens seen then."""
+
+    @property
+    def nbytes(self) -> int:
+        """Return the size of what is kept for it."""
+
+
+@runtime_checkable
+class RewindableState(State, Protocol):
+    """A state that goes back to marks, also where it cannot trim.
+
+    Keys and values of earlier tokens stay in the state; a mark keeps recurrent layers alone.
+    """
+
+    def mark(self) -> StateMark:
+        """Return this moment."""
+
+    def rewind(self, mark: StateMark) -> None:
+        """Go back to a mark of this state, to which no trim has gone back further since."""
+
+
 class Engine(Protocol):
     """Computes one model. Not thread-safe: one `forward` at a time."""
 

@@ -92,8 +92,10 @@ class Generation(Iterator[Token]):
         history: Sequence[int] = (),
         on_progress: Progress | None = None,
         mask: TokenMask | None = None,
+        pause_at: int | None = None,
     ) -> None:
         self._engine, self._options = engine, options
+        self._pause_at = pause_at
         self._on_progress = on_progress
         self.prompt_tokens = tuple(prompt_tokens)
         self.stats = GenerationStats(reused_tokens=state.position if state else 0)
@@ -173,14 +175,14 @@ class Generation(Iterator[Token]):
         before, started = stats.snapshot(), perf_counter()
         # The last chunk is never empty: a prompt has at least one token.
         step = self._options.prefill_chunk or self._engine.prefill_chunk
-        for start in range(0, total, step):
-            chunk = prompt[start : start + step]
+        for start, end in _chunks(total, step, self._pause_at):
+            chunk = prompt[start:end]
             logits = self._engine.forward(chunk, self.state)
             stats.prompt_tokens += len(chunk)
             self.stats.prompt_tokens += len(chunk)
             self.stats.prefill_seconds = perf_counter() - started
             if self._on_progress:
-                self._on_progress(start + len(chunk), total)
+                self._on_progress(end, total)
         stats.prefill_seconds += self.stats.prefill_seconds
         self.stats.prefill = stats.snapshot().minus(before)
         return logits
@@ -213,6 +215,7 @@ def generate(
     history: Sequence[int] = (),
     on_progress: Progress | None = None,
     mask: TokenMask | None = None,
+    pause_at: int | None = None,
 ) -> Generation:
     """Return the generation that follows `prompt_tokens`; nothing is computed before iteration.
 
@@ -226,6 +229,8 @@ def generate(
         on_progress: called after each prefill chunk; what it raises cancels the generation and
             leaves the state valid.
         mask: narrows the choice of each token.
+        pause_at: end a prefill chunk after so many tokens of the prompt, so that `on_progress` is
+            called there.
 
     Raises RunError when the prompt leaves no room for an answer, or when logits are not finite.
     """
@@ -238,7 +243,19 @@ def generate(
         history=history,
         on_progress=on_progress,
         mask=mask,
+        pause_at=pause_at,
     )
+
+
+def _chunks(total: int, step: int, pause_at: int | None) -> Iterator[tuple[int, int]]:
+    """Yield (start, end) of prefill chunks."""
+    start = 0
+    while start < total:
+        end = min(start + step, total)
+        if pause_at is not None and start < pause_at < end:
+            end = pause_at
+        yield start, end
+        start = end
 
 
 def _rate(count: int, seconds: float) -> float | None:

@@ -7,6 +7,7 @@ what a real engine must prove is proved elsewhere.
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -40,6 +41,28 @@ class BigramState:
         del self.tokens[self.position - num_tokens :]
 
 
+@dataclass(frozen=True)
+class BigramMark:
+    position: int
+    nbytes: int = 100
+
+
+class MarkingState(BigramState):
+    """One that goes back to marks, as recurrent layers do, and nowhere else."""
+
+    def __init__(self, max_tokens: int, can_trim: bool = False) -> None:
+        super().__init__(max_tokens, can_trim)
+        self.marks: list[BigramMark] = []
+
+    def mark(self) -> BigramMark:
+        self.marks.append(BigramMark(self.position))
+        return self.marks[-1]
+
+    def rewind(self, mark: BigramMark) -> None:
+        assert mark in self.marks
+        del self.tokens[mark.position :]
+
+
 class BigramEngine:
     """Predicts from pair counts; records the size of every chunk it was given."""
 
@@ -53,13 +76,14 @@ class BigramEngine:
         self.states: list[BigramState] = []
         self.is_closed = False
         self.can_trim = False
+        self.state_type = BigramState
         counts = np.full((vocab_size, vocab_size), UNSEEN_COUNT)
         for first, second in itertools.pairwise(token_ids):
             counts[first, second] += 1
         self.log_probabilities = np.log(counts / counts.sum(axis=1, keepdims=True))
 
     def new_state(self, max_tokens: int) -> BigramState:
-        self.states.append(BigramState(max_tokens, self.can_trim))
+        self.states.append(self.state_type(max_tokens, self.can_trim))
         return self.states[-1]
 
     def forward(

@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
+from kandiga_run.engine import StateMark
 from kandiga_run.errors import RunError
 from kandiga_run.kv.cache import KVCache
 from kandiga_run.kv.recurrent import RecurrentState
 
 LayerCache = KVCache | RecurrentState
+
+
+@dataclass(frozen=True)
+class NativeMark:
+    """A moment of a sequence: its position, and copies of (conv, delta) a recurrent layer."""
+
+    position: int
+    recurrent: tuple[tuple[NDArray[np.float32], NDArray[np.float32]], ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Return the size of the copies."""
+        return sum(array.nbytes for arrays in self.recurrent for array in arrays)
 
 
 class NativeState:
@@ -64,3 +82,23 @@ class NativeState:
             if not isinstance(cache, RecurrentState):
                 cache.trim(num_tokens)
         self.position -= num_tokens
+
+    def mark(self) -> NativeMark:
+        """Return this moment; copies recurrent state, and no keys or values."""
+        layers = (cache for cache in self.caches if isinstance(cache, RecurrentState))
+        return NativeMark(
+            self.position, tuple((layer.conv.copy(), layer.delta.copy()) for layer in layers)
+        )
+
+    def rewind(self, mark: StateMark) -> None:
+        """Go back to a mark of this state; a broken one is whole again then."""
+        if not isinstance(mark, NativeMark) or mark.position > self.position:
+            raise ValueError(f"not a mark of the past {self.position} tokens: {mark}")
+        recurrent = iter(mark.recurrent)
+        for cache in self.caches:
+            if isinstance(cache, RecurrentState):
+                cache.conv[:], cache.delta[:] = next(recurrent)
+            else:
+                cache.trim(cache.length - mark.position)
+        self.position = mark.position
+        self._broken = False

@@ -136,3 +136,23 @@ def test_reasoning_is_free_and_the_answer_is_not():
     for token in TOKENIZER.encode("ok").ids:
         constraint.accept(token)
     assert constraint.is_complete
+
+
+def test_a_model_may_begin_with_reasoning_or_leave_it():
+    start, end = TOKENIZER.token_to_id("<|im_start|>"), TOKENIZER.token_to_id("<|endoftext|>")
+
+    def allowed(constraint: AfterReasoning) -> set[int]:
+        mask = constraint.mask()
+        assert mask is not None
+        return set(np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little")).tolist())
+
+    thinks = AfterReasoning(GRAMMARS.choice(["ok"]), [end], start)
+    plain = {TOKENIZER.token_to_id("o")}
+    assert allowed(thinks) == {start, *plain}
+    thinks.accept(start)
+    assert thinks.mask() is None
+    thinks.accept(end)
+    assert allowed(thinks) == plain
+    answers = AfterReasoning(GRAMMARS.choice(["ok"]), [end], start)
+    answers.accept(TOKENIZER.token_to_id("o"))
+    assert allowed(answers) == {TOKENIZER.token_to_id("k")}

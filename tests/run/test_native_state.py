@@ -1,6 +1,7 @@
 """States: room, trimming, growth, and what they weigh."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -182,3 +183,22 @@ def test_an_interrupted_recurrent_state_is_not_used_again(
     with pytest.raises(RunError, match="start a new one"):
         hybrid.forward(PROMPT, state)
     hybrid.forward(PROMPT, hybrid.new_state(64))
+
+
+@pytest.mark.parametrize("family", ["engine", "hybrid"])
+def test_going_back_to_a_mark(family: str, request: pytest.FixtureRequest) -> None:
+    """The bits that follow a mark are those that followed it the first time."""
+    engine: Engine = request.getfixturevalue(family)
+    state = engine.new_state(64)
+    engine.forward(PROMPT[:12], state)
+    mark = state.mark()
+    first = engine.forward(PROMPT[12:], state).copy()
+    for _ in range(2):
+        state.rewind(mark)
+        assert state.position == mark.position == 12
+        engine.forward(PROMPT[20:], state)
+    state.rewind(mark)
+    assert np.array_equal(engine.forward(PROMPT[12:], state), first)
+    assert mark.nbytes == (state.recurrent_nbytes if family == "hybrid" else 0)
+    with pytest.raises(ValueError, match="not a mark of the past 30 tokens"):
+        state.rewind(replace(mark, position=31))

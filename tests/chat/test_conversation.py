@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from bigram_engine import BigramEngine, BigramState
+from bigram_engine import BigramEngine, BigramState, MarkingState
 from kandiga_run.chat import Conversation, Interrupted
 from kandiga_run.chat_terminal import COMMANDS, ChatTerminal
 from kandiga_run.errors import RunError
 from kandiga_run.generation import GenerateOptions
+from kandiga_run.kept_state import KeptState
 from kandiga_run.output import Output
 from kandiga_run.prompts import Prompts
 from tokenizer_files import byte_fallback_tokenizer, byte_level_tokenizer, write_tokenizer
@@ -110,7 +111,7 @@ class TestState:
         say(talk, "One?")
         say(talk, "Two?")
         assert [message["content"] for message in talk.messages] == ["One?", "Yes.", "Two?", "Yes."]
-        text = prompts.tokenizer.decode(talk._seen, skip_special_tokens=False)
+        text = prompts.tokenizer.decode(talk._kept.seen, skip_special_tokens=False)
         assert text.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nOne?")
 
     def test_sentencepiece_answers_are_continued(self, tmp_path: Path) -> None:
@@ -218,6 +219,79 @@ class TestState:
         assert len(engine.states) == 1
         text = prompts.decode(engine.states[0].tokens, skip_special_tokens=False)
         assert f"{answer}<|im_end|>\n<|im_start|>user\nTwo?" in text
+
+
+class TestGoingBack:
+    """Questions taken back, answers made again, reasoning left out: little is computed twice."""
+
+    @pytest.fixture(params=["trims", "marks"])
+    def kind(self, request: pytest.FixtureRequest) -> str:
+        return str(request.param)
+
+    def talk(
+        self, folder: Path, kind: str, answers: Sequence[str], template: str = CHATML
+    ) -> tuple[Conversation, ScriptedEngine]:
+        prompts = chatml_prompts(folder, template)
+        talk, engine = conversation(prompts, [script(prompts, answer) for answer in answers])
+        engine.can_trim = kind == "trims"
+        engine.state_type = MarkingState
+        return talk, engine
+
+    def assert_state_is_sound(self, talk: Conversation, engine: ScriptedEngine) -> None:
+        """The model has seen what a fresh state would have been shown."""
+        assert len(engine.states) == 1
+        rendered = talk._render()
+        seen = talk.prompts.decode(engine.states[0].tokens, skip_special_tokens=False)
+        assert rendered.startswith(seen.removesuffix("<|im_end|>"))
+
+    def test_undo(self, tmp_path: Path, kind: str) -> None:
+        talk, engine = self.talk(tmp_path, kind, ["Yes.", "No.", "Well."])
+        say(talk, "One?")
+        say(talk, "Two?")
+        assert talk.undo() == "Two?"
+        assert [message["content"] for message in talk.messages] == ["One?", "Yes."]
+        assert say(talk, "Three?") == "Well."
+        assert talk.last.stats.reused_tokens > 0
+        self.assert_state_is_sound(talk, engine)
+
+    def test_undo_of_nothing(self, tmp_path: Path, kind: str) -> None:
+        talk, _ = self.talk(tmp_path, kind, ["Yes."])
+        assert talk.undo() is None
+
+    def test_answer_again(self, tmp_path: Path, kind: str) -> None:
+        talk, engine = self.talk(tmp_path, kind, ["Yes.", "No."])
+        say(talk, "the router selects a few experts, does it?")
+        prompt_tokens = talk.last.stats.prompt_tokens
+        assert "".join(chunk.text for chunk in talk.reply_again()) == "No."
+        assert [message["content"] for message in talk.messages][1:] == ["No."]
+        # The question is not computed again, but for what begins the answer.
+        assert talk.last.stats.prompt_tokens < prompt_tokens / 2
+        self.assert_state_is_sound(talk, engine)
+
+    def test_nothing_to_answer_again(self, tmp_path: Path, kind: str) -> None:
+        talk, _ = self.talk(tmp_path, kind, ["Yes."])
+        with pytest.raises(RunError, match="no message to answer"):
+            talk.reply_again()
+
+    def test_reasoning_is_apart_and_left_out_of_later_turns(
+        self, tmp_path: Path, kind: str
+    ) -> None:
+        template = CHATML + "{# <think> </think> #}"
+        talk, engine = self.talk(tmp_path, kind, ["<think>\nhm\n</think>\n\nYes.", "No."], template)
+        assert say(talk, "One?") == "Yes."
+        answer = {"role": "assistant", "content": "Yes.", "reasoning_content": "hm"}
+        assert talk.messages[-1] == answer
+        question = talk.prompts.render(talk.messages[:1], add_generation_prompt=False)
+        say(talk, "Two?")
+        assert talk.last.stats.reused_tokens >= len(talk.prompts.encode(question))
+        self.assert_state_is_sound(talk, engine)
+
+    def test_marks_have_a_limit(self, tmp_path: Path) -> None:
+        talk, engine = self.talk(tmp_path, "marks", ["Yes."])
+        talk._kept = KeptState(engine, talk.context_tokens, marks_bytes=250)
+        for _ in range(4):
+            say(talk, "One?")
+        assert len(talk._kept._marks) == 2
 
 
 class TestInterrupts:

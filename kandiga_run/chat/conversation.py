@@ -1,0 +1,248 @@
+"""A conversation: its messages, and the model state kept between turns."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any
+
+from kandiga_run.answer import TokenMask
+from kandiga_run.answer_parts import AnswerFormat
+from kandiga_run.engine import Engine
+from kandiga_run.errors import RunError
+from kandiga_run.generate_options import GenerateOptions
+from kandiga_run.generation import Generation, Progress, generate
+from kandiga_run.kept_state import KeptState, common_length
+from kandiga_run.prompts import Prompts
+from kandiga_run.reply import Chunk, Reply
+from kandiga_run.tool_calls import ToolCall, Tools
+
+
+class Interrupted(Exception):
+    """Raised from `on_progress` to give up a prefill between two chunks."""
+
+
+class Conversation:
+    """Messages with one model. A turn prefills only what the kept state has not seen.
+
+    Where the rendered conversation departs from what the state has seen, as with a template that
+    drops earlier reasoning, the state goes back to the common beginning; recurrent layers to the
+    end of the latest question before it.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        prompts: Prompts,
+        options: GenerateOptions,
+        *,
+        context_tokens: int,
+        system: str | None = None,
+        tools: Tools | None = None,
+        variables: Mapping[str, Any] | None = None,
+        kept: KeptState | None = None,
+        format_: AnswerFormat | None = None,
+    ) -> None:
+        """Start without messages.
+
+        context_tokens: bounds the conversation, answers included.
+        variables: what the template is told besides the messages, such as enable_thinking.
+        kept: a state that others use in turns with this conversation; its own by default.
+        """
+        self.engine, self.prompts, self.options = engine, prompts, options
+        self.context_tokens = context_tokens
+        self.system = system
+        self.tools = tools
+        self.variables = dict(variables or {})
+        #: {"role": "user" | "assistant" | "tool", "content": ..., ...}, as templates take them.
+        self.messages: list[dict[str, Any]] = []
+        #: The latest turn, for its figures and finish reason.
+        self.last: Generation | None = None
+        self.last_reply: Reply | None = None
+        self._format = format_ or AnswerFormat.of(prompts)
+        self._kept = kept or KeptState(engine, context_tokens)
+        #: The text and the tokens of the conversation up to the last answer, which match exactly.
+        self._known_text, self._known_tokens = "", list[int]()
+
+    def reset(self) -> None:
+        """Forget the messages; the system prompt stays."""
+        self.messages.clear()
+
+    def undo(self) -> str | None:
+        """Take back the last question and all that followed it; return the question."""
+        for index in range(len(self.messages) - 1, -1, -1):
+            if self.messages[index]["role"] == "user":
+                question = str(self.messages[index]["content"])
+                del self.messages[index:]
+                return question
+        return None
+
+    def use(self, engine: Engine) -> None:
+        """Go on with another engine for the same model; the messages stay."""
+        self._drop_state()
+        self.engine = engine
+        self._kept = KeptState(engine, self.context_tokens)
+
+    def count_tokens(self) -> int:
+        """Return how many tokens the model's state holds."""
+        return len(self._kept.seen)
+
+    def reply(
+        self,
+        text: str,
+        *,
+        on_progress: Progress | None = None,
+        mask: TokenMask | None = None,
+    ) -> Generator[Chunk, None, None]:
+        """Answer a user's message, chunk by chunk; closing the iterator stops the answer.
+
+        The answer, also a stopped one, joins the messages. A turn that gave nothing leaves the
+        conversation as it was before. Raises RunError when the conversation has outgrown the
+        context, or the template refuses it.
+        """
+        self.messages.append({"role": "user", "content": text})
+        return self._answer(on_progress, mask, keeps_question=False)
+
+    def reply_again(
+        self, *, on_progress: Progress | None = None, mask: TokenMask | None = None
+    ) -> Generator[Chunk, None, None]:
+        """Answer the messages as they stand, such as results of tools; the last answer is replaced.
+
+        Raises RunError when there is nothing to answer.
+        """
+        if self.messages and self.messages[-1]["role"] == "assistant":
+            self.messages.pop()
+        if not self.messages:
+            raise RunError("there is no message to answer")
+        return self._answer(on_progress, mask, keeps_question=True)
+
+    def _answer(
+        self, on_progress: Progress | None, mask: TokenMask | None, *, keeps_question: bool
+    ) -> Generator[Chunk, None, None]:
+        rendered = ""
+        reply: Reply | None = None
+        try:
+            rendered = self._render()
+            reply = self.last_reply = self._start(rendered, on_progress, mask)
+            self.last = reply.generation
+            yield from reply
+        except (GeneratorExit, Interrupted):
+            raise
+        except BaseException:
+            # A computation cut short in the middle of a layer leaves a state nobody can continue.
+            self._drop_state()
+            raise
+        finally:
+            if reply is not None:
+                reply.close()
+                self._remember(rendered, reply.generation)
+            if reply is not None and (reply.generation.text or reply.tool_calls):
+                self.messages.append(_message(reply))
+            elif not keeps_question:
+                self.messages.pop()
+
+    def _render(self, *, add_generation_prompt: bool = True) -> str:
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return self.prompts.render(
+            [*system, *self.messages],
+            add_generation_prompt=add_generation_prompt,
+            tools=self.tools,
+            **self.variables,
+        )
+
+    def _start(self, rendered: str, on_progress: Progress | None, mask: TokenMask | None) -> Reply:
+        tokens = self._tokens(rendered)
+        if len(tokens) >= self.context_tokens:
+            raise RunError(
+                f"the conversation has {len(tokens)} tokens and the context {self.context_tokens}: "
+                "/reset starts over, --context allows more"
+            )
+        state = self._kept.fit(tokens)
+        seen = list(self._kept.seen)
+        question_end = self._question_end(tokens) - len(seen)
+
+        def on_chunk(done: int, total: int) -> None:
+            if done == question_end:
+                self._kept.mark()
+            if on_progress:
+                on_progress(done, total)
+
+        splitter = self._format.splitter(rendered, self.tools)
+        if mask is not None:
+            mask = self._format.after_reasoning(mask, is_open=splitter.opens_in_reasoning)
+        generation = generate(
+            self.engine,
+            tokens[len(seen) :],
+            self.options,
+            detokenizer=self.prompts.detokenizer(keep=self._format.kept_tokens),
+            state=state,
+            history=seen,
+            on_progress=on_chunk,
+            pause_at=question_end if question_end > 0 else None,
+            mask=mask,
+        )
+        return Reply(generation, splitter)
+
+    def _question_end(self, tokens: Sequence[int]) -> int:
+        """Return how many tokens the conversation has before what begins the answer.
+
+        Later turns may have something else there: the mark of a reasoning that is then left out.
+        Worth knowing only for a state that cannot be cut back anywhere.
+        """
+        if not self._kept.needs_marks:
+            return 0
+        return common_length(tokens, self._tokens(self._render(add_generation_prompt=False)))
+
+    def _tokens(self, rendered: str) -> list[int]:
+        """Return the tokens of the conversation, keeping those the model itself wrote.
+
+        Encoding an answer again may cut its text into other tokens than the model chose. Where
+        the text is the same, the model's own tokens stand, if what follows begins with a special
+        token: text is never merged across one.
+        """
+        known = self._known_text
+        if known and rendered.startswith(known):
+            rest = rendered[len(known) :]
+            if self.prompts.starts_with_added_token(rest):
+                return [*self._known_tokens, *self.prompts.encode(rest)]
+        return self.prompts.encode(rendered)
+
+    def _remember(self, rendered: str, generation: Generation) -> None:
+        """Note what the state has seen, and the answer's own tokens when they make its text."""
+        if self._kept.state is None:
+            return
+        prompt = [*self._kept.seen, *generation.prompt_tokens]
+        self._kept.note([*prompt, *generation.token_ids])
+        answer = generation.token_ids
+        if answer and answer[-1] in self.options.stop_token_ids:
+            answer = answer[:-1]
+        self._known_text, self._known_tokens = "", []
+        if answer and self._decode(answer) == generation.text:
+            space = self.prompts.leading_space(answer[0])
+            self._known_text = rendered + space + generation.text
+            self._known_tokens = [*prompt, *answer]
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of an answer as the conversation shows it."""
+        detokenizer = self.prompts.detokenizer(keep=self._format.kept_tokens)
+        return "".join([detokenizer.add(token) for token in tokens]) + detokenizer.finish()
+
+    def _drop_state(self) -> None:
+        # The last turn holds the state too, and with a memory budget two would not fit.
+        self._kept.drop()
+        self.last = self.last_reply = None
+        self._known_text, self._known_tokens = "", []
+
+
+def _message(reply: Reply) -> dict[str, Any]:
+    """Return an answer as the message that templates take."""
+    message: dict[str, Any] = {"role": "assistant", "content": reply.text}
+    if reply.reasoning:
+        message["reasoning_content"] = reply.reasoning
+    if reply.tool_calls:
+        message["tool_calls"] = [_call(call) for call in reply.tool_calls]
+    return message
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"type": "function", "function": function, **({"id": call.id} if call.id else {})}
