@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -233,6 +234,18 @@ engine_options = _options(
         type=click.IntRange(min=1),
         help="CPU threads. Default: all.",
     ),
+    click.option(
+        "--readers",
+        "num_readers",
+        metavar="N",
+        type=click.IntRange(min=1),
+        help="Experts read from disk at a time. Default: 4.",
+    ),
+    click.option(
+        "--no-tuned",
+        is_flag=True,
+        help="Leave the settings alone that kandiga-run tune kept for this model and machine.",
+    ),
 )
 
 quiet_options = _options(
@@ -263,9 +276,30 @@ def engine_arguments(choices: dict[str, Any]) -> dict[str, Any]:
         "check",
         "arithmetic",
         "num_threads",
+        "num_readers",
         "kv",
         "kv_qjl",
         "kv_protect",
     )
     num_experts = "fast" if choices["fast"] else choices["num_experts_per_token"]
     return {**{name: choices[name] for name in names}, "num_experts_per_token": num_experts}
+
+
+def tuned_arguments(
+    folder: Path, choices: dict[str, Any], *, memory_is_chosen: bool = False
+) -> tuple[dict[str, Any], str]:
+    """Return `engine_arguments` with tuned settings where nothing was chosen.
+
+    Also returns what to tell of them, empty when there is nothing to tell.
+
+    Args:
+        folder: the container.
+        memory_is_chosen: the caller decides how much memory there is.
+    """
+    arguments = engine_arguments(choices)
+    if choices["no_tuned"]:
+        return arguments, ""
+    from kandiga_run.tune.applying import apply_tuned
+
+    applied = apply_tuned(folder, arguments, memory_is_chosen=memory_is_chosen)
+    return applied.arguments, applied.note or ""

@@ -23,6 +23,7 @@ def stats_json(engine: Engine, state: State, stats: GenerationStats) -> dict[str
         "arithmetic": run.arithmetic,
         "experts_per_token": {"native": run.top_k, "used": run.num_experts_per_token},
         "is_lossy": run.is_lossy,
+        "tuned": run.tuned or None,
         "kv": {
             "choice": run.kv or None,
             "format": state.kv_format,
@@ -84,6 +85,7 @@ def stats_rows(engine: Engine, state: State, stats: GenerationStats) -> list[tup
             "engine",
             f"{engine.name}, experts on {isa()}, {run.residency}, {run.arithmetic} arithmetic",
         ),
+        *([("settings", run.tuned)] if run.tuned else []),
         ("KV cache", _kv_row(state)),
         ("memory charged", _memory_row(memory)),
     ]

@@ -19,7 +19,7 @@ KERNEL_TIMES = (
     "gated_delta_seconds",
 )
 
-_SETTINGS = frozenset({"kv", "residency", "arithmetic", "top_k", "num_experts_per_token"})
+_SETTINGS = frozenset({"kv", "residency", "arithmetic", "top_k", "num_experts_per_token", "tuned"})
 
 
 @dataclass
@@ -66,6 +66,8 @@ class RunStats:
     kv: str = ""
     #: experts a token uses according to the model's config.
     top_k: int = 0
+    #: what was taken from settings that `kandiga-run tune` kept, or why not; empty without any.
+    tuned: str = ""
     #: experts a token uses in this run; fewer than `top_k` is a lossy choice of the user.
     num_experts_per_token: int = 0
 

@@ -49,7 +49,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise RunError(f"{path}: not UTF-8 text; remove the file or mend it") from error
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RunError(f"{path}: not JSON ({error}); remove the file or mend it") from error
     if not isinstance(value, dict):
         raise RunError(f"{path}: wanted a JSON object; remove the file or mend it")

@@ -32,13 +32,13 @@ class Machine:
 def this_machine() -> Machine:
     """Return what this machine is."""
     return Machine(
-        cpu=_cpu_name(),
+        cpu=cpu_name(),
         num_cpus=cpu_count(),
         memory_bytes=physical_bytes(),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         isas=available_isas(),
         transparent_huge_pages=_huge_page_setting(),
-        busy=_busy_share(),
+        busy=busy_share(),
         versions={
             "kandiga-kexp": _version("kandiga-kexp"),
             "python": platform.python_version(),
@@ -47,7 +47,8 @@ def this_machine() -> Machine:
     )
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """Return the processor as the system calls it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -56,7 +57,7 @@ def _cpu_name() -> str:
     return names[0] if names else platform.machine()  # aarch64 kernels give no name
 
 
-def _busy_share(seconds: float = 0.3) -> float | None:
+def busy_share(seconds: float = 0.3) -> float | None:
     """Return the share of processor time in use while this process sleeps.
 
     Not the load average, which remembers what ended a minute ago.

@@ -64,11 +64,12 @@ class Measurements:
         return self._sampler.choose(logits[-1], []).token
 
     def warm_up(self) -> None:
-        """Use every expert once, then decode until as many were read as can be kept."""
+        """Use every expert once."""
         state = self._engine.new_state(PREFILL_CHUNK + 1)
         self._engine.forward(self._tokens.take(PREFILL_CHUNK), state)
-        if not self._request.depths:
-            return
+
+    def fill_memory(self) -> None:
+        """Decode until as many experts were read as can be kept: a prompt leaves few of them."""
         deadline = perf_counter() + _WARM_UP_SECONDS
         before = self._engine.stats.bytes_read
         while perf_counter() < deadline:

@@ -58,6 +58,9 @@ def measure(request: Request, events: TextIO) -> None:
         for size in request.prefill_tokens:
             _emit_samples(emit, f"prefill of {size}", measurements.prefills(size, progress))
             _emit_memory(emit, request)
+        if request.cache == "warm" and request.depths:
+            progress("filling the expert cache", 0, 1)
+            measurements.fill_memory()
         for depth in request.depths:
             emit("work", depth=depth, **_work_json(engine, depth))
             _emit_samples(emit, f"decode at {depth}", measurements.decodes(depth, progress))

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -61,21 +62,27 @@ class Heard:
 
 
 def run_request(
-    heard: Heard, progress: Progress, group: MemoryGroup | None, stderr: int | None = None
+    heard: Heard,
+    progress: Progress,
+    group: MemoryGroup | None,
+    stderr: int | None = None,
+    timeout_seconds: float | None = None,
 ) -> None:
     """Start a process for `heard.request` and let `heard` fill, until the process has ended.
 
     group: the control group the process joins. stderr: where its other output goes. When this is
-    interrupted the process is ended first.
+    interrupted, and after `timeout_seconds`, the process is ended.
     """
     group_file = str(group.processes_file) if group else None
     request = replace(heard.request, started_ns=time.monotonic_ns(), group_file=group_file)
-    with _started(request, stderr) as process:
+    with _started(request, stderr) as process, _ended_after(process, timeout_seconds) as is_late:
         for event in _events(process):
             if event["event"] == "progress":
                 progress(event["what"], event["done"], event["total"])
             else:
                 heard.hear(event)
+    if is_late.is_set() and not heard.finished:
+        heard.error = f"not done after {timeout_seconds:.0f} seconds"
     if not heard.finished and heard.error is None:
         heard.error = _end_of(process.returncode, group)
 
@@ -104,6 +111,28 @@ def _started(request: Request, stderr: int | None) -> Iterator[subprocess.Popen[
             process.kill()
             process.wait()
             raise
+
+
+@contextmanager
+def _ended_after(
+    process: subprocess.Popen[str], seconds: float | None
+) -> Iterator[threading.Event]:
+    """End the process after some seconds within the block; yield what is set when that happens."""
+    is_late = threading.Event()
+    if seconds is None:
+        yield is_late
+        return
+
+    def end() -> None:
+        is_late.set()
+        process.kill()
+
+    timer = threading.Timer(seconds, end)
+    timer.start()
+    try:
+        yield is_late
+    finally:
+        timer.cancel()
 
 
 def _events(process: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:

@@ -36,8 +36,8 @@ _CAP_MARGIN_SHARE = 0.03
 # Page cache that stayed after it was dropped, as a share of the files: less is not worth a word.
 _COLD_SHARE = 0.01
 _WARM_SHARE = 0.99
-# Of all processors: less is what an idle desktop uses.
-_BUSY_SHARE = 0.1
+#: Of all processors: less is what an idle desktop uses.
+BUSY_SHARE = 0.1
 # Of a cap: pages in memory on somebody else's account, below which nothing is said.
 _UNCHARGED_SHARE = 0.05
 # Of available memory: a container that takes less is read in as a whole before it counts as warm.
@@ -307,7 +307,7 @@ def _general_notes(results: Results, has_text: bool) -> Iterator[str]:
         )
     elif not has_text:
         yield "random tokens: a real text would use experts more unevenly"
-    if (results.machine.busy or 0.0) > _BUSY_SHARE:
+    if (results.machine.busy or 0.0) > BUSY_SHARE:
         yield f"others use {results.machine.busy:.0%} of the processors: figures are too low"
     if any(results.plan.depths) and not results.plan.real_depth:
         yield (

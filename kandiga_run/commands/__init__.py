@@ -7,5 +7,6 @@ import click
 from kandiga_run.commands.bench import bench_command
 from kandiga_run.commands.chat import chat_command
 from kandiga_run.commands.run import run_command
+from kandiga_run.commands.tune import tune_command
 
-COMMANDS: tuple[click.Command, ...] = (run_command, chat_command, bench_command)
+COMMANDS: tuple[click.Command, ...] = (run_command, chat_command, bench_command, tune_command)

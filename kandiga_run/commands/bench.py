@@ -12,9 +12,9 @@ from kandiga_run.cli_options import (
     Counts,
     Invocation,
     Sizes,
-    engine_arguments,
     engine_options,
     quiet_options,
+    tuned_arguments,
 )
 from kandiga_run.commands.model_argument import model_argument
 from kandiga_run.errors import RunError
@@ -131,7 +131,11 @@ def bench_command(
     for path in (json_path, plot_path):
         _check_folder(path)
     folder = local_set(model, say=output.notice if output.stderr.isatty() else None)
-    session = Session(subject(folder), _plan(choices), output.progress)
+    about = subject(folder)
+    engine, tuned = tuned_arguments(folder, choices, memory_is_chosen=bool(choices["caps"]))
+    session = Session(about, _plan(choices, engine), output.progress)
+    if tuned:
+        session.results.notes.append(tuned)
     try:
         session.run()
     finally:
@@ -142,8 +146,11 @@ def bench_command(
         raise RunError(f"{len(failed)} measurements failed; the first: {failed[0]}")
 
 
-def _plan(choices: dict[str, Any]) -> Plan:
-    """Return what to measure: what was asked for, and defaults for the rest."""
+def _plan(choices: dict[str, Any], engine: dict[str, Any]) -> Plan:
+    """Return what to measure: what was asked for, and defaults for the rest.
+
+    engine: keyword arguments of `load_engine`.
+    """
     from kandiga_run.bench.session import Plan
 
     caps: tuple[int, ...] = choices["caps"] or ()
@@ -165,7 +172,7 @@ def _plan(choices: dict[str, Any]) -> Plan:
         seconds=choices["seconds"] or seconds,
         real_depth=choices["real_depth"],
         ceilings=not choices["no_ceilings"],
-        engine=engine_arguments(choices),
+        engine=engine,
     )
 
 

@@ -7,7 +7,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kandiga_run.cli_options import engine_arguments
+from kandiga_run.cli_options import engine_arguments, tuned_arguments
 from kandiga_run.output import Output
 
 if TYPE_CHECKING:
@@ -40,11 +40,16 @@ def open_tokenizer(model: Path, choices: dict[str, Any], output: Output) -> tupl
 def open_engine(
     folder: Path, choices: dict[str, Any], output: Output, state_tokens: int
 ) -> Iterator[Engine]:
-    """Open the engine, with room for a state of so many tokens; say what is lossy; close it."""
+    """Open the engine, with room for a state of so many tokens; say what is lossy; close it.
+
+    Tuned settings fill in what was not chosen; the engine's stats name them.
+    """
     from kandiga_run.engine import load_engine
     from kandiga_run.report import departure_notice
 
-    engine = load_engine(folder, **engine_arguments(choices), state_tokens=state_tokens)
+    arguments, tuned = tuned_arguments(folder, choices)
+    engine = load_engine(folder, **arguments, state_tokens=state_tokens)
+    engine.stats.tuned = tuned
     with closing(engine):
         if notice := departure_notice(engine.stats):
             output.notice(notice)
