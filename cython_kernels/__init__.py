@@ -6,6 +6,7 @@ csrc/vector_*.c  everything else: norms, rope, attention, gated delta rule, rout
 csrc/turboquant_*.c   the compressed KV cache: coding, attention on the codes
 csrc/matmul.c, expert.c, attention.c, ...   above the instruction sets: splitting over threads
 csrc/dispatch.c, csrc/cpu.c    which instruction set runs; KANDIGA_ISA=scalar|avx2|avx512|amx|neon
+csrc/block_reader.c, kernel_queue.c   reads of whole blocks, many at once
 csrc/map_guard.c               files that are cut short while they are computed on
 csrc/threadpool.c              the one pool of threads in the process
 csrc/read_memory.c             the read loop that the memory ceiling is measured with
@@ -23,6 +24,7 @@ from ._kernels import (
     TIME_GATED_DELTA,
     TIME_ROUTING,
     AddRmsNorm,
+    BlockReader,
     Bound,
     ExpertLayout,
     ExpertSum,
@@ -81,6 +83,7 @@ __all__ = [
     "TIME_GATED_DELTA",
     "TIME_ROUTING",
     "AddRmsNorm",
+    "BlockReader",
     "Bound",
     "ExpertLayout",
     "ExpertSum",

@@ -58,6 +58,16 @@ class DirectFile:
                 self._direct_fd = _open_past_cache(path, fd)
         self.direct = self._direct_fd >= 0
 
+    @property
+    def fd(self) -> int:
+        """Return the descriptor that reads go through, for who reads without this class."""
+        return self._direct_fd if self.direct else self._fd
+
+    def drop(self, offset_bytes: int, length_bytes: int) -> None:
+        """Take a range out of the page cache again, after a read through `fd` was not direct."""
+        if not self.direct and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._fd, offset_bytes, length_bytes, os.POSIX_FADV_DONTNEED)
+
     def read_into(self, buffer: memoryview, offset_bytes: int) -> int:
         """Fill the buffer from the file; return its length, less where the file ends before.
 
@@ -69,8 +79,7 @@ class DirectFile:
             if count == 0:
                 break
             done += count
-        if not self.direct and hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._fd, offset_bytes, done, os.POSIX_FADV_DONTNEED)
+        self.drop(offset_bytes, done)
         return done
 
     def _read(self, buffer: memoryview, offset_bytes: int) -> int:

@@ -36,6 +36,9 @@ class RunStats:
     experts_read: int = 0
     #: ... or found in memory.
     experts_reused: int = 0
+    #: of those read, begun before the router had asked, and how many of them it then asked for.
+    experts_read_ahead: int = 0
+    experts_read_ahead_used: int = 0
     bytes_read: int = 0
     #: time the computation stood still until an expert had arrived.
     read_wait_seconds: float = 0.0

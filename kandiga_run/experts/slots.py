@@ -16,8 +16,8 @@ from kandiga_run.experts.huge_memory import HugeMemory
 
 Key = tuple[int, int]  # (layer, expert)
 
-# Slots that what is read passes through: all experts of a token and layer in most models.
-_MOST_PASSING = 8
+# Slots that what is read passes through: what is being read, and what is computed meanwhile.
+_MOST_PASSING = 16
 # Kept experts compared for each one that comes in; the least used of them may lose its slot.
 _SAMPLE = 4
 # An expert takes another's place when asked for more often by this much: equal ones stay.
@@ -103,10 +103,10 @@ class SlotPool:
         """Return where the expert's slot begins."""
         return self._memory.address + self._slot_of[key] * self.slot_bytes
 
-    def buffer(self, key: Key, length: int) -> memoryview:
-        """Return the first `length` bytes of the expert's slot, writable."""
+    def buffer(self, key: Key) -> memoryview:
+        """Return the expert's slot, writable."""
         start = self._slot_of[key] * self.slot_bytes
-        return self._memory.view[start : start + length]
+        return self._memory.view[start : start + self.slot_bytes]
 
     def resize(self, num_slots: int) -> None:
         """Use the first `num_slots` slots, at most `max_slots`; their contents stay.

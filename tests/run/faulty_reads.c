@@ -70,6 +70,11 @@ ssize_t preadv64v2(int fd, const struct iovec* parts, int count, off64_t offset,
     return preadv64(fd, parts, count, offset);
 }
 
+ssize_t pread64(int fd, void* buffer, size_t wanted, off64_t offset) {
+    struct iovec part = {buffer, wanted};
+    return preadv64(fd, &part, 1, offset);
+}
+
 /* What has to be read cannot be found in memory. */
 int mincore(void* start, size_t length, unsigned char* answers) {
     long result = syscall(SYS_mincore, start, length, answers);

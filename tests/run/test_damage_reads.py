@@ -56,6 +56,8 @@ class Preloaded:
             "FAULT": fault,
             "FAULT_FILE": file,
             "FAULT_OFFSET": str(offset_bytes),
+            # The kernel's own queue takes no call that could be stood between.
+            "KANDIGA_READER": "threads",
         }
         return subprocess.run(
             [sys.executable, *command],

@@ -166,7 +166,7 @@ def test_slots_taken_away_are_given_back_to_the_system() -> None:
         pytest.skip("this system does not tell anonymous memory apart")
     for expert in range(num_slots):
         assert pool.take((0, expert))
-        pool.buffer((0, expert), slot_bytes)[:] = bytes([expert]) * slot_bytes
+        pool.buffer((0, expert))[:] = bytes([expert]) * slot_bytes
     filled = memory_use().anonymous_bytes
     for expert in range(num_slots):
         pool.unpin((0, expert))
@@ -175,7 +175,7 @@ def test_slots_taken_away_are_given_back_to_the_system() -> None:
     assert filled - before >= num_slots * slot_bytes
     assert shrunk - before <= 6 * slot_bytes  # two slots, rounded to huge pages at both ends
     assert pool.find((0, 1))
-    assert pool.buffer((0, 1), slot_bytes) == bytes([1]) * slot_bytes
+    assert pool.buffer((0, 1)) == bytes([1]) * slot_bytes
     pool.close()
 
 
@@ -212,9 +212,9 @@ def test_a_filesystem_without_direct_reads(tmp_path: Path) -> None:
                 file = DirectFile(path, fd, direct=direct)
                 pool = SlotPool(16384 * 2, 1)
                 pool.take((0, 0))
-                file.read_into(pool.buffer((0, 0), 32768), 16384)
-                assert pool.buffer((0, 0), 32768) == data[16384:]
-                assert file.read_into(pool.buffer((0, 0), 32768), 32768) == 16384
+                file.read_into(pool.buffer((0, 0)), 16384)
+                assert pool.buffer((0, 0)) == data[16384:]
+                assert file.read_into(pool.buffer((0, 0)), 32768) == 16384
                 file.close()
                 pool.close()
         finally:

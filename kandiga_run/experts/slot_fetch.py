@@ -1,0 +1,156 @@
+"""One fetch of a layer into slots, and reads that begin before anybody has asked."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+
+from kandiga_run.experts.slot_reads import SlotReads
+from kandiga_run.experts.slots import Key, SlotPool
+from kandiga_run.experts.store import Arrival
+from kandiga_run.stats import RunStats
+
+
+class _Nobody:
+    """Waits for blocks that nobody wants any more, so that their slots are free again."""
+
+    def __init__(self, pool: SlotPool) -> None:
+        self._pool = pool
+
+    def arrived(self, key: Key, error: BaseException | None) -> None:
+        if error is None:
+            self._pool.unpin(key)
+        else:
+            self._pool.discard(key)
+
+
+class ReadAhead:
+    """Experts of a layer that the next fetch will probably want, in slots that nobody may take."""
+
+    def __init__(self, layer: int, pool: SlotPool, reads: SlotReads, stats: RunStats) -> None:
+        self.layer = layer
+        self._pool = pool
+        self._reads = reads
+        self._stats = stats
+        self._held: set[Key] = set()
+
+    def start(self, experts: Sequence[int]) -> None:
+        """Start reading those of the experts that have no slot, into half of the slots at most."""
+        missing = [key for e in experts if not self._pool.has(key := (self.layer, e))]
+        most = min(self._reads.room_ahead, self._pool.num_slots // 2)
+        wanted = []
+        for key in missing[:most]:
+            if not self._pool.take(key):
+                break
+            self._held.add(key)
+            wanted.append((key, self._pool.address(key), self._pool.buffer(key)))
+        self._stats.experts_read_ahead += len(wanted)
+        self._reads.start(wanted, self)
+
+    def release(self, wanted: Collection[Key]) -> int:
+        """Leave what is there to whoever comes, except `wanted`; return how many those are."""
+        used = 0
+        for key in self._held:
+            if key in wanted:
+                used += 1
+            elif key in self._reads:
+                self._reads.hand_over(key, _Nobody(self._pool))
+            else:
+                self._pool.unpin(key)
+        self._held = set()
+        return used
+
+    def arrived(self, key: Key, error: BaseException | None) -> None:
+        """Keep the slot, or forget what could not be read: who wants it gets the error."""
+        if error is not None:
+            self._held.discard(key)
+            self._pool.discard(key)
+
+
+class SlotFetch:
+    """Which experts hold a slot, which are being read, which must wait."""
+
+    def __init__(self, layer: int, pool: SlotPool, reads: SlotReads, stats: RunStats) -> None:
+        self._layer = layer
+        self._pool = pool
+        self._reads = reads
+        self._stats = stats
+        self._ready: list[int] = []
+        self._in_flight: set[int] = set()
+        self._backlog: list[int] = []
+        self._error: BaseException | None = None
+
+    def start(self, wanted: list[int], ahead: ReadAhead | None) -> None:
+        """Pin what has a slot and start reading the rest, as far as slots go.
+
+        ahead: what was begun, for this layer or another.
+        """
+        self._reads.poll()
+        keys = {(self._layer, expert): None for expert in wanted}
+        num_ahead = 0 if ahead is None else ahead.release(keys)
+        missing: list[int] = []
+        for key in keys:
+            if not self._pool.find(key):
+                missing.append(key[1])
+            elif key in self._reads:
+                self._reads.hand_over(key, self)
+                self._in_flight.add(key[1])
+            else:
+                self._ready.append(key[1])
+        self._stats.experts_requested += len(keys)
+        self._stats.experts_reused += len(keys) - len(missing) - num_ahead
+        self._stats.experts_read_ahead_used += num_ahead
+        # Popped from the end, so that reads start in the order asked for.
+        self._backlog = missing[::-1]
+        self._start_reads()
+
+    def batches(self) -> Iterator[list[Arrival]]:
+        """Yield what is there; asking for the next batch frees the slots of the one before."""
+        # The other slots are filled while a batch is computed.
+        most = max(1, self._pool.num_slots // 2)
+        while self._ready or self._in_flight or self._backlog:
+            if not self._ready:
+                self._reads.wait()
+                if self._error is not None:
+                    raise self._error
+            else:
+                batch, self._ready[:most] = self._ready[:most], []
+                try:
+                    yield [(expert, self._pool.address((self._layer, expert))) for expert in batch]
+                finally:
+                    self._unpin(batch)
+            self._start_reads()
+
+    def arrived(self, key: Key, error: BaseException | None) -> None:
+        """Take note of a block."""
+        self._in_flight.discard(key[1])
+        if error is None:
+            self._ready.append(key[1])
+        else:
+            self._pool.discard(key)
+            self._error = self._error or error
+
+    def finish(self) -> None:
+        """Leave no slot pinned that nobody reads into, whether or not everything was taken."""
+        self._unpin(self._ready)
+        nobody = _Nobody(self._pool)
+        for expert in self._in_flight:
+            key = (self._layer, expert)
+            if key in self._reads:
+                self._reads.hand_over(key, nobody)
+        self._ready, self._in_flight, self._backlog = [], set(), []
+
+    def _start_reads(self) -> None:
+        wanted: list[tuple[Key, int, memoryview]] = []
+        room = self._reads.room
+        while self._backlog and len(wanted) < room:
+            key = (self._layer, self._backlog[-1])
+            if not self._pool.take(key):
+                break
+            self._in_flight.add(self._backlog.pop())
+            wanted.append((key, self._pool.address(key), self._pool.buffer(key)))
+        if wanted:
+            self._reads.start(wanted, self)
+
+    def _unpin(self, experts: list[int]) -> None:
+        for expert in experts:
+            self._pool.unpin((self._layer, expert))
