@@ -1,18 +1,15 @@
 """Container in, tokens out.
 
-    from contextlib import closing
-
     import kandiga_run as kr
 
-    with closing(kr.load_engine("qwen3-30b", memory_bytes=4_000_000_000)) as engine:
-        prompts = kr.Prompts("qwen3-30b")
-        prompt = prompts.encode(prompts.render([{"role": "user", "content": "Hello"}]))
-        options = kr.GenerateOptions(max_tokens=100, stop_token_ids=prompts.stop_token_ids)
-        for token in kr.generate(engine, prompt, options, detokenizer=prompts.detokenizer()):
-            print(token.text, end="", flush=True)
+    with kr.load("qwen3-30b", memory="4GB") as model:
+        print(model.generate("What is the capital of France?"))
+
+One level below, with tokens and states in one's own hands: `load_engine`, `Prompts`, `generate`.
 
 Where things are:
 
+api.py         the Python API: `load`, then `generate`, `stream`, `chat`; completion.py, an answer
 engine.py      the seam: `load_engine`, `Engine.forward(tokens, state) -> logits`
 container.py   an opened container as a model: dense tensors, expert layouts; config.py, its config
 experts/       routed experts in memory: mapped or owned, read by worker threads
@@ -36,39 +33,61 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kandiga_run.answer import Token
+    from kandiga_run.api import Chat, LoadedModel, Settings, Stream, load
+    from kandiga_run.completion import Completion, Usage
     from kandiga_run.engine import Engine, State, load_engine
     from kandiga_run.errors import RunError
     from kandiga_run.generate_options import GenerateOptions
     from kandiga_run.generation import Generation, generate
     from kandiga_run.prompts import Prompts
+    from kandiga_run.reply import Chunk
     from kandiga_run.sampling import SamplingOptions
     from kandiga_run.stats import RunStats
+    from kandiga_run.tool_calls import ToolCall
 
 __all__ = [
+    "Chat",
+    "Chunk",
+    "Completion",
     "Engine",
     "GenerateOptions",
     "Generation",
+    "LoadedModel",
     "Prompts",
     "RunError",
     "RunStats",
     "SamplingOptions",
+    "Settings",
     "State",
+    "Stream",
     "Token",
+    "ToolCall",
+    "Usage",
     "generate",
+    "load",
     "load_engine",
 ]
 
 _MODULES = {
+    "Chat": "api",
+    "Chunk": "reply",
+    "Completion": "completion",
     "Engine": "engine",
     "GenerateOptions": "generate_options",
     "Generation": "generation",
+    "LoadedModel": "api",
     "Prompts": "prompts",
     "RunError": "errors",
     "RunStats": "stats",
     "SamplingOptions": "sampling",
+    "Settings": "api",
     "State": "engine",
+    "Stream": "api",
     "Token": "answer",
+    "ToolCall": "tool_calls",
+    "Usage": "completion",
     "generate": "generation",
+    "load": "api",
     "load_engine": "engine",
 }
 

@@ -54,6 +54,11 @@ class AnswerFormat:
         start = prompts.tokenizer.token_to_id(reasoning.start) if reasoning else None
         return cls(reasoning, tools, frozenset(kept) - prompts.stop_token_ids, end, start)
 
+    @classmethod
+    def plain(cls) -> AnswerFormat:
+        """Return the format of text that is all content."""
+        return cls(None, None, frozenset(), (), None)
+
     def after_reasoning(self, mask: TokenMask, *, is_open: bool) -> TokenMask:
         """Return a constraint that leaves reasoning free and holds the answer after it.
 

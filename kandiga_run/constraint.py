@@ -18,6 +18,10 @@ from tokenizers import Tokenizer
 from kandiga_run.answer import TokenMask
 from kandiga_run.errors import RunError
 
+#: Between the tokens of JSON. Bounded, since small models otherwise indent for ever; enough for
+#: fifteen levels of it. A schema's own "x-guidance" goes before.
+_WHITESPACE = r"[\x20\x0A\x0D\x09]{0,32}"
+
 
 class Grammars:
     """Makes constraints for one model. Takes a second for a large vocabulary: make it once."""
@@ -43,7 +47,7 @@ class Grammars:
         """Return a constraint to JSON that fits the schema. Raises RunError for a bad schema."""
         text = schema if isinstance(schema, str) else json.dumps(schema)
         try:
-            grammar = LLMatcher.grammar_from_json_schema(text)
+            grammar = LLMatcher.grammar_from_json_schema(text, {"whitespace_pattern": _WHITESPACE})
         except ValueError as error:
             raise RunError(f"the JSON schema is not usable: {_one_line(error)}") from error
         return self._constraint(grammar, "JSON schema")

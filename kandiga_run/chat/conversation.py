@@ -60,8 +60,8 @@ class Conversation:
         self.last_reply: Reply | None = None
         self._format = format_ or AnswerFormat.of(prompts)
         self._kept = kept or KeptState(engine, context_tokens)
-        #: The text and the tokens of the conversation up to the last answer, which match exactly.
-        self._known_text, self._known_tokens = "", list[int]()
+        #: The text and the tokens of the conversation up to each answer, which match exactly.
+        self._known: list[tuple[str, list[int]]] = []
 
     def reset(self) -> None:
         """Forget the messages; the system prompt stays."""
@@ -154,7 +154,7 @@ class Conversation:
         if len(tokens) >= self.context_tokens:
             raise RunError(
                 f"the conversation has {len(tokens)} tokens and the context {self.context_tokens}: "
-                "/reset starts over, --context allows more"
+                "start over (/reset) or allow more (--context)"
             )
         state = self._kept.fit(tokens)
         seen = list(self._kept.seen)
@@ -199,11 +199,10 @@ class Conversation:
         the text is the same, the model's own tokens stand, if what follows begins with a special
         token: text is never merged across one.
         """
-        known = self._known_text
-        if known and rendered.startswith(known):
-            rest = rendered[len(known) :]
-            if self.prompts.starts_with_added_token(rest):
-                return [*self._known_tokens, *self.prompts.encode(rest)]
+        for text, tokens in reversed(self._known):
+            rest = rendered.removeprefix(text)
+            if rest != rendered and self.prompts.starts_with_added_token(rest):
+                return [*tokens, *self.prompts.encode(rest)]
         return self.prompts.encode(rendered)
 
     def _remember(self, rendered: str, generation: Generation) -> None:
@@ -215,11 +214,10 @@ class Conversation:
         answer = generation.token_ids
         if answer and answer[-1] in self.options.stop_token_ids:
             answer = answer[:-1]
-        self._known_text, self._known_tokens = "", []
+        self._known = [known for known in self._known if rendered.startswith(known[0])]
         if answer and self._decode(answer) == generation.text:
             space = self.prompts.leading_space(answer[0])
-            self._known_text = rendered + space + generation.text
-            self._known_tokens = [*prompt, *answer]
+            self._known.append((rendered + space + generation.text, [*prompt, *answer]))
 
     def _decode(self, tokens: Sequence[int]) -> str:
         """Return the text of an answer as the conversation shows it."""
@@ -230,7 +228,6 @@ class Conversation:
         # The last turn holds the state too, and with a memory budget two would not fit.
         self._kept.drop()
         self.last = self.last_reply = None
-        self._known_text, self._known_tokens = "", []
 
 
 def _message(reply: Reply) -> dict[str, Any]:

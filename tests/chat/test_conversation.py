@@ -353,7 +353,7 @@ class TestLimits:
         prompts = chatml_prompts(tmp_path)
         talk, _ = conversation(prompts, [script(prompts, "Yes.")], context_tokens=60)
         say(talk, "One?")
-        with pytest.raises(RunError, match=r"context 60: /reset starts over"):
+        with pytest.raises(RunError, match=r"context 60: start over"):
             say(talk, "the router selects a few experts " * 10)
         assert len(talk.messages) == 2
         say(talk, "Two?")
@@ -440,7 +440,7 @@ class TestTerminal:
         lines = ["One?", "Two?", "/reset", "Three?"]
         stdout, stderr = self.talk(tmp_path, lines, context_tokens=30)
         assert stdout == "Yes.\nYes.\n"
-        assert "/reset starts over" in stderr
+        assert "start over (/reset)" in stderr
         assert "conversation forgotten" in stderr
 
     def test_stats(self, tmp_path: Path) -> None:
