@@ -23,6 +23,8 @@ from kandiga_run.stats import RunStats
 
 if TYPE_CHECKING:
     from kandiga_run.container import Model
+    from kandiga_run.kv.prompt_cache import StateIdentity
+    from kandiga_run.kv.snapshot import StatePiece
 
 EngineName = Literal["auto", "native", "mlx"]
 Residency = Literal["auto", "mapped", "owned"]
@@ -141,7 +143,48 @@ class BatchingEngine(Protocol):
     ) -> NDArray[np.float32]:
         """Append token b to state b, all states different; return logits (B, vocab_size).
 
-        Each row is, bit for bit, what `forward` would have given for that sequence alone.
+        Each row is, bit for bit, what `forward` would have given for that sequence alone. After a
+        failure no state is further than before, but some may be lost: see `can_go_on`.
+        """
+
+    def can_go_on(self, state: State) -> bool:
+        """Whether a state is whole: it has not been lost in a call that failed."""
+
+
+@runtime_checkable
+class ResumingEngine(Protocol):
+    """An engine whose states can be copied and put together again, as beginnings of prompts are."""
+
+    @property
+    def state_identity(self) -> StateIdentity:
+        """Return what pieces must agree in, besides their tokens, to give the same bits."""
+
+    def take_piece(self, state: State, begin: int, *, can_be_last: bool = True) -> StatePiece:
+        """Copy what a state holds of its tokens from `begin` on.
+
+        can_be_last: also copy what only helps whoever goes on from here, as recurrent state.
+        """
+
+    def new_state_from(self, pieces: Sequence[StatePiece], max_tokens: int) -> State:
+        """Return a state that has seen the tokens of all pieces, which follow each other from 0 on.
+
+        Raises RunError when they do not fit this engine, or memory has no room for the state.
+        """
+
+
+@runtime_checkable
+class BudgetedEngine(Protocol):
+    """An engine that may have a memory budget, which others' memory must fit into as well."""
+
+    @property
+    def budget_bytes(self) -> int | None:
+        """Return the budget, None when there is none."""
+
+    def reserve(self, nbytes: int, num_states: int, max_tokens: int) -> int:
+        """Keep memory for the caller's own `nbytes` and for so many full states at once.
+
+        Returns how many tokens a prefill chunk may then have. Raises RunError when the budget has
+        no room, with the smallest that works.
         """
 
 

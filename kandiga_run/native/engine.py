@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cython_kernels import set_num_threads
+from cython_kernels import isa, set_num_threads
 from kandiga_run.arithmetic import native_arithmetic
 from kandiga_run.container import Model
 from kandiga_run.engine import PREFILL_CHUNK, EngineOptions, State
@@ -21,6 +22,7 @@ from kandiga_run.experts.store import open_store_for
 from kandiga_run.kv.formats import KVPlan
 from kandiga_run.kv.prompt_cache import StateIdentity, read_prompt_cache, save_prompt_cache
 from kandiga_run.kv.recurrent import RecurrentState
+from kandiga_run.kv.snapshot import StatePiece, put_together, take_piece
 from kandiga_run.memory import memory_use
 from kandiga_run.memory_budget import FixedBytes
 from kandiga_run.native.architectures import ARCHITECTURES
@@ -56,6 +58,8 @@ class NativeEngine:
         self._own_bytes = memory_use().resident_bytes + _LATE_BYTES
         if options.num_threads is not None:
             set_num_threads(options.num_threads)
+        #: of the budget, kept for whoever called `reserve`
+        self._reserved_bytes = 0
         self._store = open_store_for(model, options, self.stats)
         try:
             self._build()
@@ -182,6 +186,10 @@ class NativeEngine:
             self._model.dense_watch.require()
         return out
 
+    def can_go_on(self, state: State) -> bool:
+        """Whether a state is whole: it has not been lost in a call that failed."""
+        return isinstance(state, NativeState) and not state.is_broken
+
     def token_work(self, depth: int) -> TokenWork:
         """Return what one token needs that follows `depth` others."""
         used = self.stats.num_experts_per_token
@@ -225,6 +233,51 @@ class NativeEngine:
         state.position = len(tokens)
         return state, tokens
 
+    @property
+    def state_identity(self) -> StateIdentity:
+        """Return what pieces of a state must agree in to give the same bits when put together."""
+        own = self._identity()
+        return replace(
+            own, arithmetic=f"{own.arithmetic} {isa()}", kv=f"{own.kv} {self._kv.dtype.name}"
+        )
+
+    def take_piece(self, state: State, begin: int, *, can_be_last: bool = True) -> StatePiece:
+        """Copy what a state holds of its tokens from `begin` on.
+
+        can_be_last: also copy what only helps whoever goes on from here: recurrent state, and keys
+        and values that are coded.
+        """
+        own = self._usable(state)
+        return take_piece(own.caches, begin, own.position, can_be_last=can_be_last)
+
+    def new_state_from(self, pieces: Sequence[StatePiece], max_tokens: int) -> NativeState:
+        """Return a state that has seen the tokens of all pieces, which follow each other from 0 on.
+
+        Raises RunError when they do not fit this engine, or memory has no room for the state.
+        """
+        state = self.new_state(max_tokens)
+        try:
+            state.position = put_together(pieces, state.caches)
+        except ValueError as error:
+            raise RunError(f"a kept state cannot be used: {error}") from error
+        return state
+
+    @property
+    def budget_bytes(self) -> int | None:
+        """Return the memory budget, None when there is none."""
+        return self._options.memory_bytes
+
+    def reserve(self, nbytes: int, num_states: int, max_tokens: int) -> int:
+        """Keep memory for the caller's own `nbytes` and for so many full states at once.
+
+        Returns how many tokens a prefill chunk may then have; chunks of no more are not cut further
+        from here on. Raises RunError when the budget has no room, with the smallest that works.
+        """
+        self._count_others()
+        self._reserved_bytes = nbytes
+        self._share_memory(*[max_tokens] * num_states)
+        return self._plan.keep_chunks(self.prefill_chunk)
+
     def _usable(self, state: State) -> NativeState:
         if not isinstance(state, NativeState):
             raise TypeError(f"state is a {type(state).__name__}, wanted one of this engine's own")
@@ -253,8 +306,8 @@ class NativeEngine:
             raise RunError("the engine is closed")
         return self._decoder
 
-    def _share_memory(self, new_state_tokens: int) -> None:
-        """Leave to the experts what the budget has beside everything else.
+    def _share_memory(self, *new_state_tokens: int) -> None:
+        """Leave to the experts what the budget has beside everything else, new states included.
 
         States that are alive count in full, as if their sequences had reached max_tokens: the
         budget holds at the end of a conversation too.
@@ -262,10 +315,11 @@ class NativeEngine:
         if self._options.memory_bytes is None:
             return
         decoder = self._open_decoder()
-        lengths = [new_state_tokens, *(state.max_tokens for state in self._states)]
+        alive = (state.max_tokens for state in self._states if not state.is_broken)
+        lengths = [*new_state_tokens, *alive]
         tokens = sum(lengths)
         fixed = FixedBytes(
-            process=self._own_bytes,
+            process=self._own_bytes + self._reserved_bytes,
             dense_weights=self._weights.nbytes + self._weights.touched_bytes(tokens),
             buffers=self._scratch_bytes,
             kv_cache=sum(decoder.state_bytes(length, self._kv) for length in lengths),

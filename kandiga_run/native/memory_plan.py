@@ -38,6 +38,7 @@ class MemoryPlan:
         self._store = store
         self._least_bytes = least_bytes
         self._fixed: FixedBytes | None = None
+        self._kept_rows = 0
 
     def share(self, fixed: FixedBytes, *, kv_tokens: int) -> None:
         """Leave to the experts what the budget has beside `fixed`, buffers of FEW_ROWS included.
@@ -48,6 +49,16 @@ class MemoryPlan:
             return
         self._fixed = fixed
         self._resize(kv_tokens)
+
+    def keep_chunks(self, num_tokens: int) -> int:
+        """Return the largest chunk there is room for, at most `num_tokens`.
+
+        Calls with no more tokens are computed in one go from here on, while there is no less room:
+        how a sequence is cut changes its results by some units in the last place.
+        """
+        self._kept_rows = 0
+        self._kept_rows = min(num_tokens, self._rows_for(num_tokens))
+        return self._kept_rows
 
     @contextmanager
     def chunk_rows(self, num_tokens: int) -> Iterator[int]:
@@ -70,6 +81,8 @@ class MemoryPlan:
         """Return the largest chunk that the budget has room for."""
         if self._budget_bytes is None or self._fixed is None:
             return self._scratch.max_rows
+        if num_tokens <= self._kept_rows:
+            return self._kept_rows
         wanted = min(self._scratch.max_rows, -(-num_tokens // _ROWS_STEP) * _ROWS_STEP)
         room = self._budget_bytes - self._fixed.total + self._fixed.buffers
         for slots_bytes in (self._least_bytes * _PREFILL_SLOT_PAIRS, self._least_bytes):

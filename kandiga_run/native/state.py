@@ -66,6 +66,8 @@ class NativeState:
                 self._broken = True
             else:
                 cache.trim(cache.length - self.position)
+        if self._broken:
+            self.caches = ()  # nobody can go on from them, and others need the memory
 
     @property
     def can_trim(self) -> bool:

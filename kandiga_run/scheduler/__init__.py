@@ -11,12 +11,14 @@ status.py      figures
 
 from kandiga_run.answer import Token
 from kandiga_run.scheduler.events import Event, Failed, Finished, Prefilled, Queued, Usage
+from kandiga_run.scheduler.kept_prompts import CacheOptions
 from kandiga_run.scheduler.request import Closing, QueueFull, Request
 from kandiga_run.scheduler.scheduler import Scheduler
 from kandiga_run.scheduler.status import Status
 from kandiga_run.scheduler.ticket import Ticket
 
 __all__ = [
+    "CacheOptions",
     "Closing",
     "Event",
     "Failed",

@@ -17,35 +17,51 @@ from kandiga_run.stats import RunStats
 
 
 class Running:
-    """One sequence in the scheduler's hands."""
+    """One sequence that has a place.
 
-    def __init__(self, ticket: Ticket, answer: Answer, state: State, cached_tokens: int) -> None:
-        """cached_tokens: so many of the prompt the state has seen already."""
+    Its state is behind what was chosen by one token or, after a failure that broke it, by more: a
+    new state then reads the prompt and the tokens chosen so far again.
+    """
+
+    def __init__(self, ticket: Ticket, answer: Answer, state: State, known_tokens: int) -> None:
+        """known_tokens: see `KeptPrompts.new_state`."""
         self.ticket, self.answer, self.state = ticket, answer, state
+        self.known_tokens = known_tokens
         self.prompt = np.asarray(ticket.request.prompt_tokens, dtype=np.int32)
-        self.done = cached_tokens
-        self.stats = GenerationStats(reused_tokens=cached_tokens)
+        self.cached_tokens = state.position
+        self.stats = GenerationStats(reused_tokens=self.cached_tokens)
         self.started = perf_counter()
-        self._cached_tokens = cached_tokens
-        ticket.tell(Prefilled(self.done, len(self.prompt)))
+        #: Whether a step together with others failed: it takes the next one alone.
+        self.is_suspect = False
+        ticket.tell(Prefilled(self.cached_tokens, len(self.prompt)))
 
     @property
     def is_prefilling(self) -> bool:
         """Whether a part of the prompt has not been read."""
-        return self.done < len(self.prompt)
+        return self.state.position < len(self.prompt)
 
     @property
     def next_input(self) -> int:
-        """Return the token to compute next: the last one chosen."""
-        return self.answer.token_ids[-1]
+        """Return the token to compute next: the last one chosen, or one to be read again."""
+        return self.answer.token_ids[self.state.position - len(self.prompt)]
+
+    @property
+    def wants_token(self) -> bool:
+        """Whether the state has seen all there is, so that the next token can be chosen."""
+        return self.state.position == len(self.prompt) + len(self.answer.token_ids)
+
+    @property
+    def seen_tokens(self) -> list[int]:
+        """Return the tokens the state has seen."""
+        return [*self.prompt.tolist(), *self.answer.token_ids][: self.state.position]
 
     def prefilled(self, count: int, seconds: float, counters: RunStats) -> None:
         """Note that `count` more tokens of the prompt have been read."""
-        self.done += count
-        self.stats.prompt_tokens += count
         self.stats.prefill_seconds += seconds
         self.stats.prefill = self.stats.prefill.plus(counters)
-        self.ticket.tell(Prefilled(self.done, len(self.prompt)))
+        if not self.answer.token_ids:
+            self.stats.prompt_tokens += count
+            self.ticket.tell(Prefilled(self.state.position, len(self.prompt)))
 
     def decoded(self, seconds: float, counters: RunStats) -> None:
         """Note a step of one token."""
@@ -58,6 +74,7 @@ class Running:
         Raises RunError when there is no token to choose.
         """
         token = self.answer.add(logits)
+        self.is_suspect = False
         self.stats.generated_tokens += 1
         if self.stats.generated_tokens == 1:
             self.stats.time_to_first_token_seconds = perf_counter() - self.started
@@ -69,7 +86,7 @@ class Running:
         ended = reason or self.answer.finish_reason
         if ended is None:
             raise ValueError("the answer has not ended")
-        usage = Usage(len(self.prompt), self._cached_tokens, self.stats.generated_tokens)
+        usage = Usage(len(self.prompt), self.cached_tokens, self.stats.generated_tokens)
         self.ticket.tell(Finished(ended, usage, self.stats))
 
     def fail(self, error: Exception) -> None:

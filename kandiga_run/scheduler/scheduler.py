@@ -19,14 +19,14 @@ from kandiga_run.engine import Engine
 from kandiga_run.errors import RunError
 from kandiga_run.generation import GenerationStats
 from kandiga_run.scheduler.events import Finished, Queued, Usage
+from kandiga_run.scheduler.kept_prompts import CacheOptions, KeptPrompts
+from kandiga_run.scheduler.memory_fit import fit_memory
 from kandiga_run.scheduler.request import Closing, QueueFull, Request
 from kandiga_run.scheduler.status import Counters, Status
 from kandiga_run.scheduler.ticket import Ticket
 from kandiga_run.scheduler.waiting import WaitingTickets
 from kandiga_run.scheduler.worker import Worker
 
-#: Answers computed together unless told otherwise.
-MAX_RUNNING = 4
 MAX_WAITING = 64
 
 
@@ -38,26 +38,36 @@ class Scheduler:
         engine: Engine,
         *,
         context_tokens: int,
-        max_running: int = MAX_RUNNING,
+        max_running: int | None = None,
         max_waiting: int = MAX_WAITING,
+        prefix_cache: CacheOptions | None = None,
     ) -> None:
         """Start the thread. `context_tokens` bounds prompt and answer of every request together.
 
-        max_running: answers computed at the same time.
+        max_running: answers computed at the same time; None: 4, or as many as a memory budget has
+            room for.
         max_waiting: requests that may wait beside them.
+        prefix_cache: how beginnings of prompts are kept.
+
+        RunError for a number that cannot work, or a budget without room for so many full contexts.
         """
         for name, value, least in (
             ("context_tokens", context_tokens, 1),
-            ("max_running", max_running, 1),
+            ("max_running", 1 if max_running is None else max_running, 1),
             ("max_waiting", max_waiting, 0),
         ):
             if value < least:
                 raise RunError(f"{name} is {value}, wanted at least {least}")
         self.engine = engine
         self.context_tokens = context_tokens
-        self.max_running, self.max_waiting = max_running, max_waiting
+        self.max_waiting = max_waiting
+        cache_options = prefix_cache or CacheOptions()
+        self.max_running, chunk_tokens = fit_memory(
+            engine, cache_options, context_tokens, max_running
+        )
         self._counters = Counters()
-        self._worker = Worker(engine, context_tokens, self._counters)
+        self._kept = KeptPrompts(engine, cache_options, chunk_tokens)
+        self._worker = Worker(engine, self._kept, context_tokens, chunk_tokens, self._counters)
         self._changed = threading.Condition()
         self._waiting = WaitingTickets()
         self._num_starting = 0
@@ -88,7 +98,7 @@ class Scheduler:
 
     def status(self) -> Status:
         """Return the figures of this moment."""
-        counters, running = self._counters, self._worker.running
+        counters, running, cache = self._counters, self._worker.running, self._kept.cache
         return Status(
             running=len(running),
             waiting=len(self._waiting),
@@ -106,11 +116,11 @@ class Scheduler:
             prefill_tokens_per_second=counters.prefill_rate.per_second,
             decode_tokens_per_second=counters.decode_rate.per_second,
             state_bytes=sum(one.state.nbytes for one in running),
-            cache_entries=0,
-            cache_bytes=0,
-            cache_capacity_bytes=0,
-            cache_hits=0,
-            cache_misses=0,
+            cache_entries=cache.entries if cache else 0,
+            cache_bytes=cache.nbytes if cache else 0,
+            cache_capacity_bytes=cache.capacity_bytes if cache else 0,
+            cache_hits=cache.hits if cache else 0,
+            cache_misses=cache.misses if cache else 0,
         )
 
     def close(self, drain_seconds: float | None = 0.0) -> None:
@@ -128,6 +138,7 @@ class Scheduler:
                 for ticket in (*self._waiting, *running):
                     ticket.cancel()
             self._thread.join()
+        self._kept.close()
 
     def _check(self, request: Request) -> None:
         prompt, vocab_size = request.prompt_tokens, self.engine.vocab_size

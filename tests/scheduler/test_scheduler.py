@@ -113,8 +113,7 @@ def test_past_the_bound_requests_are_refused(scheduler: Scheduler) -> None:
     with pytest.raises(QueueFull, match="3 requests are waiting already") as refusal:
         scheduler.submit(request(9))
     assert refusal.value.retry_after_seconds >= 1
-    status = scheduler.status()
-    assert (status.running + status.waiting, status.refused) == (5, 1)
+    assert scheduler.status().refused == 1
     for ticket in tickets:
         ticket.cancel()
 

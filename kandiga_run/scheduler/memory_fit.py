@@ -1,0 +1,38 @@
+"""How many answers may be computed at once, and how prompts are cut, within a memory budget."""
+
+from __future__ import annotations
+
+from kandiga_run.engine import BudgetedEngine, Engine
+from kandiga_run.errors import RunError
+from kandiga_run.scheduler.kept_prompts import CacheOptions
+
+#: Answers computed together unless told otherwise.
+MAX_RUNNING = 4
+#: Tokens of a chunk of a prompt, at most: where others stop to decode, and where prompts are kept.
+CHUNK_TOKENS = 512
+
+
+def fit_memory(
+    engine: Engine, cache: CacheOptions, context_tokens: int, wanted: int | None
+) -> tuple[int, int]:
+    """Return how many answers run together, and how many tokens a chunk of a prompt has.
+
+    wanted: None means up to MAX_RUNNING, fewer when full contexts of so many have no room. The
+    engine keeps that memory from here on. RunError when it cannot, with the budget that could.
+    """
+    chunk_tokens = min(CHUNK_TOKENS, engine.prefill_chunk)
+    if not isinstance(engine, BudgetedEngine) or engine.budget_bytes is None:
+        return wanted or MAX_RUNNING, chunk_tokens
+    cache_bytes = cache.memory_for(engine)
+    for count in [wanted] if wanted else range(MAX_RUNNING, 0, -1):
+        try:
+            room = engine.reserve(cache_bytes, count, context_tokens)
+        except RunError as error:
+            if count in (wanted, 1):
+                raise RunError(
+                    f"{count} answers at once, each of {context_tokens} tokens: {error}; or allow "
+                    "fewer answers at once, or shorter ones"
+                ) from error
+        else:
+            return count, min(chunk_tokens, room)
+    raise AssertionError("the last try returns or raises")
