@@ -85,6 +85,11 @@ class AnswerSplitter:
         self._reasoning = ReasoningSplitter(format_.reasoning, is_open=is_open)
         self._calls = ToolCallSplitter(format_.tools, tools)
 
+    @property
+    def in_reasoning(self) -> bool:
+        """Whether the latest text was reasoning."""
+        return self._reasoning.in_reasoning
+
     def add(self, text: str) -> Parts:
         """Return what is certain after this much more text."""
         reasoning, content = self._reasoning.add(text)

@@ -68,7 +68,7 @@ class ByteLevelDetokenizer(StreamingDetokenizer):
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def _add(self, token: int, piece: str) -> str:
-        return self._utf8.decode(_piece_bytes(piece))
+        return self._utf8.decode(piece_bytes(piece))
 
     def finish(self) -> str:
         return self._utf8.decode(b"", final=True)
@@ -96,7 +96,7 @@ class ByteFallbackDetokenizer(StreamingDetokenizer):
         self._run = bytearray()
 
     def _add(self, token: int, piece: str) -> str:
-        byte = _fallback_byte(piece)
+        byte = fallback_byte(piece)
         if byte is not None:
             self._run.append(byte)
             return ""
@@ -184,7 +184,8 @@ def _is_byte_fallback(steps: list[dict[str, Any]]) -> bool:
     )
 
 
-def _fallback_byte(piece: str) -> int | None:
+def fallback_byte(piece: str) -> int | None:
+    """Return the byte that a piece such as `<0xE2>` stands for."""
     if len(piece) != 6 or not piece.startswith("<0x") or not piece.endswith(">"):
         return None
     try:
@@ -203,7 +204,7 @@ def _byte_of_character() -> dict[str, int]:
     return alphabet
 
 
-def _piece_bytes(piece: str) -> bytes:
+def piece_bytes(piece: str) -> bytes:
     """Return the bytes of a byte-level token; an added token outside the alphabet is itself."""
     alphabet = _byte_of_character()
     try:

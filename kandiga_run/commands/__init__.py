@@ -7,6 +7,13 @@ import click
 from kandiga_run.commands.bench import bench_command
 from kandiga_run.commands.chat import chat_command
 from kandiga_run.commands.run import run_command
+from kandiga_run.commands.serve import serve_command
 from kandiga_run.commands.tune import tune_command
 
-COMMANDS: tuple[click.Command, ...] = (run_command, chat_command, bench_command, tune_command)
+COMMANDS: tuple[click.Command, ...] = (
+    run_command,
+    chat_command,
+    serve_command,
+    bench_command,
+    tune_command,
+)
