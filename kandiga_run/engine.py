@@ -266,7 +266,7 @@ def load_engine(
     model = Model.open(path, check)
     try:
         if engine == "auto":
-            native = model.architecture in NATIVE_ARCHITECTURES and not _has_apple_gpu()
+            native = model.architecture in NATIVE_ARCHITECTURES and not has_apple_gpu()
             engine = "native" if native else "mlx"
         open_engine = _open_native if engine == "native" else _open_mlx
         with model.files.used():
@@ -296,5 +296,6 @@ def _open_mlx(model: Model, options: EngineOptions) -> Engine:
     return MlxEngine(model, options)
 
 
-def _has_apple_gpu() -> bool:
+def has_apple_gpu() -> bool:
+    """Whether mlx computes on a GPU here."""
     return sys.platform == "darwin" and platform.machine() == "arm64"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 PROGRAM = "kandiga-run"
@@ -88,6 +89,18 @@ class Output:
         self.stderr.write(f"\r\x1b[K{what} {done}/{total}")
         self.stderr.flush()
         self._has_progress = True
+
+    @contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """Show on a terminal what takes a few seconds, until it is done."""
+        if not self.is_quiet and self.stderr.isatty():
+            self.stderr.write(f"\r\x1b[K{what} ...")
+            self.stderr.flush()
+            self._has_progress = True
+        try:
+            yield
+        finally:
+            self.clear_progress()
 
     def _write(self, text: str) -> None:
         self.stdout.write(text)

@@ -6,6 +6,7 @@ import click
 
 from kandiga_run.commands.bench import bench_command
 from kandiga_run.commands.chat import chat_command
+from kandiga_run.commands.plan import plan_command
 from kandiga_run.commands.run import run_command
 from kandiga_run.commands.serve import serve_command
 from kandiga_run.commands.tune import tune_command
@@ -14,6 +15,7 @@ COMMANDS: tuple[click.Command, ...] = (
     run_command,
     chat_command,
     serve_command,
+    plan_command,
     bench_command,
     tune_command,
 )

@@ -1,0 +1,39 @@
+"""This machine as a forecast sees it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kandiga_run.forecast.ceilings import MeasuredCeilings, ceilings_for
+from kandiga_run.forecast.forecast import USABLE_MEMORY_SHARE
+from kandiga_run.forecast.shape import ModelShape
+from kandiga_run.memory import available_bytes
+from kandiga_run.output import Output
+from kandiga_run.user_files import data_folder
+
+
+def models_folder() -> Path:
+    """Return where `setup` packs models to unless told otherwise."""
+    return data_folder() / "models"
+
+
+def model_folder(shape: ModelShape) -> Path:
+    """Return the folder whose disk counts for a model."""
+    if shape.kind not in ("container", "checkpoint"):
+        return models_folder()
+    path = Path(shape.name)
+    return path if path.is_dir() else path.parent
+
+
+def usable_memory_bytes() -> int:
+    """Return what an engine may take here without others suffering."""
+    return int(available_bytes() * USABLE_MEMORY_SHARE)
+
+
+def measured(
+    shape: ModelShape, folder: Path, output: Output, *, measure: bool = False
+) -> MeasuredCeilings:
+    """Return this machine's ceilings, saying so when they have to be measured first."""
+    files = sorted(folder.glob("*.kexp")) if shape.kind == "container" else []
+    with output.waiting("measuring memory and disk"):
+        return ceilings_for(folder, files, measure=measure)
