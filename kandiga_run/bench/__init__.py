@@ -13,5 +13,6 @@ process.py       starting it, and hearing what it says
 samples.py       single measurements, and several of the same thing
 bounds.py        how fast a measurement could have been
 session.py       all measurements of one call
+foretold.py      what `kandiga-run plan` says of the same
 report.py table.py plot.py   the same results as JSON, for people, as a picture
 """

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from kandiga_run.bench.bounds import Bound, bound
+from kandiga_run.bench.foretold import foretold
 from kandiga_run.bench.memory_group import GroupUse
 from kandiga_run.bench.samples import Figure
 from kandiga_run.bench.session import MachineCeilings, Measurement, Results
@@ -92,6 +93,7 @@ def _engine_json(engine: dict[str, Any]) -> dict[str, Any]:
 
 def _figure_json(figure: Figure, measurement: Measurement, results: Results) -> dict[str, Any]:
     close = figure_bound(figure, measurement, results)
+    told = foretold(figure, measurement, results)
     size_name = "tokens" if figure.kind == "prefill" else "depth"
     return {
         "kind": figure.kind,
@@ -101,5 +103,6 @@ def _figure_json(figure: Figure, measurement: Measurement, results: Results) -> 
         "process_read_bytes": figure.process_read_bytes,
         "time_split_seconds": figure.time_split,
         "ceiling": asdict(close) if close else None,
+        "forecast_tokens_per_second": asdict(told) if told else None,
         "samples": [asdict(sample) for sample in figure.samples],
     }

@@ -8,6 +8,7 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.table import Table
 
+from kandiga_run.bench.foretold import foretold
 from kandiga_run.bench.report import figure_bound
 from kandiga_run.bench.samples import Figure
 from kandiga_run.bench.session import MachineCeilings, Measurement, Results
@@ -101,6 +102,7 @@ def _figures(measurement: Measurement, results: Results) -> Table:
     table.add_column("runs", justify="right")
     table.add_column("read a token", justify="right")
     table.add_column("of ceiling", justify="right")
+    table.add_column("forecast", justify="right")
     table.add_column("time went to")
     for figure in measurement.figures:
         speed = figure.tokens_per_second
@@ -112,9 +114,16 @@ def _figures(measurement: Measurement, results: Results) -> Table:
             str(len(figure.samples)),
             format_size(figure.bytes_read_per_token),
             "-" if close is None else f"{close.fraction:.0%} {close.name}",
+            _forecast(figure, measurement, results),
             _split(figure.time_split),
         )
     return table
+
+
+def _forecast(figure: Figure, measurement: Measurement, results: Results) -> str:
+    """Return what `kandiga-run plan` says of this."""
+    told = foretold(figure, measurement, results)
+    return "-" if told is None else f"{told.low:.2g}-{told.high:.2g}"
 
 
 def _name(figure: Figure) -> str:

@@ -114,7 +114,7 @@ def forecast(
     def decode(budget: int | None) -> DecodeForecast | None:
         if ceilings is None:
             return None
-        fixed = memory.smallest - _least_expert_bytes(shape)
+        fixed = memory.smallest - least_expert_bytes(shape)
         room = shape.expert_bytes if budget is None else budget - fixed
         return decode_forecast(
             shape,
@@ -184,11 +184,12 @@ def memory_needs(shape: ModelShape, context_tokens: int, kv: KVChoice) -> Memory
     dense = shape.dense.every_token + rows
     buffers = _BUFFER_BYTES_PER_HIDDEN * shape.hidden_size
     kv_bytes = shape.sequence.num_bytes(context_tokens, kv)
-    smallest = process + dense + buffers + kv_bytes + _least_expert_bytes(shape)
+    smallest = process + dense + buffers + kv_bytes + least_expert_bytes(shape)
     return MemoryNeeds(process, dense, buffers, kv_bytes, smallest)
 
 
-def _least_expert_bytes(shape: ModelShape) -> int:
+def least_expert_bytes(shape: ModelShape) -> int:
+    """Return the slots without which nothing can be computed."""
     return sum(size * min(_LEAST_SLOTS, count) for size, count in shape.sizes.items())
 
 

@@ -148,6 +148,10 @@ class TestNumbers:
             for figure in measurement["figures"]:
                 assert 0 < figure["ceiling"]["fraction"] < MAX_FRACTION
                 assert figure["ceiling"]["name"] in figure["ceiling"]["seconds"]
+                told = figure["forecast_tokens_per_second"]
+                is_foretold = figure["kind"] == "decode" and measurement["cache"] == "warm"
+                assert (told is not None) == is_foretold
+                assert told is None or 0 < told["low"] < told["high"]
 
 
 @needs_group
