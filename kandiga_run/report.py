@@ -70,7 +70,7 @@ def stats_rows(engine: Engine, state: State, stats: GenerationStats) -> list[tup
         ("read a token", _size_or_dash(stats.bytes_read_per_token)),
         (
             "experts, decode",
-            f"{decode.experts_requested} used: {decode.experts_read} read, "
+            f"{decode.experts_requested} used: {decode.experts_read} read{_ahead(decode)}, "
             f"{decode.experts_reused} reused",
         ),
         ("experts, prefill", f"{stats.prefill.experts_read} read"),
@@ -106,6 +106,12 @@ def departure_notice(run: RunStats) -> str | None:
     return f"{kind}: {', '.join(changes)}; answers differ from the published model's"
 
 
+def _ahead(run: RunStats) -> str:
+    if not run.experts_read_ahead:
+        return ""
+    return f" ({run.experts_read_ahead} ahead, {run.experts_read_ahead_used} of them used)"
+
+
 def _kv_row(state: State) -> str:
     kv = f"{state.kv_format}, {format_size(state.nbytes - state.recurrent_nbytes)}"
     if state.recurrent_nbytes:
@@ -124,6 +130,8 @@ def _phase_json(
         "experts_requested": run.experts_requested,
         "experts_read": run.experts_read,
         "experts_reused": run.experts_reused,
+        "experts_read_ahead": run.experts_read_ahead,
+        "experts_read_ahead_used": run.experts_read_ahead_used,
         "read_wait_seconds": run.read_wait_seconds,
         "time_split": time_split_json(run),
         "device_waits": run.device_waits,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -135,6 +135,14 @@ class MappedStore:
 
     def expect_most_of_next(self, layer: int) -> None:
         """Do nothing: mapped experts are in memory, or come once."""
+
+    @property
+    def wants_guesses(self) -> bool:
+        """Return False: see `expect_most_of_next`."""
+        return False
+
+    def guess(self, layer: int, experts: Sequence[int]) -> None:
+        """Do nothing."""
 
     def resize(self, budget_bytes: int) -> None:
         """Do nothing: mapped pages belong to the kernel, which takes them back when it must."""

@@ -14,6 +14,7 @@ from formats.direct import DirectFile
 from kandiga_run.engine import Check
 from kandiga_run.errors import RunError
 from kandiga_run.experts.blocks import Blocks
+from kandiga_run.experts.guesses import MOST_GUESSED, Guesses
 from kandiga_run.experts.slot_fetch import ReadAhead, SlotFetch
 from kandiga_run.experts.slot_reads import SlotReads
 from kandiga_run.experts.slots import SlotPool
@@ -51,6 +52,8 @@ class OwnedStore:
         self._reads = SlotReads(self._blocks, self._files, self.stats, num_readers)
         self._pools = {size: SlotPool(size, num_slots) for size, num_slots in shares.items()}
         self._ahead: ReadAhead | None = None
+        self._guesses = Guesses(self.stats)
+        self._guessed: tuple[int, Sequence[int]] | None = None
         layers = sorted(container.layers)
         self._following = dict(pairwise(layers))
 
@@ -91,18 +94,34 @@ class OwnedStore:
         ahead, self._ahead = self._ahead, None
         try:
             fetch.start(experts.tolist(), ahead)
-            yield Arrivals(fetch.batches())
+            yield Arrivals(fetch.batches(self._read_guessed))
         finally:
             fetch.finish()
+        self._read_guessed()
 
-    def read_ahead(self, layer: int, experts: Sequence[int]) -> None:
+    @property
+    def wants_guesses(self) -> bool:
+        """Whether guesses come true often enough."""
+        return self._guesses.pay()
+
+    def guess(self, layer: int, experts: Sequence[int]) -> None:
+        """Read some of the experts once little is left to read of this fetch."""
+        self._guessed = layer, experts
+
+    def _read_guessed(self) -> None:
+        if self._guessed is not None:
+            (layer, experts), self._guessed = self._guessed, None
+            self.read_ahead(layer, experts, MOST_GUESSED)
+
+    def read_ahead(self, layer: int, experts: Sequence[int], most: int | None = None) -> None:
         """Start reading experts that the next fetch will probably want, the surest first.
 
-        That fetch should be of this layer; otherwise the slots are free again.
+        most: how many are read. That fetch should be of this layer; otherwise the slots are free
+        again.
         """
         self._drop_ahead()
         self._ahead = ReadAhead(layer, self._pool(layer), self._reads, self.stats)
-        self._ahead.start(experts)
+        self._ahead.start(experts, most)
 
     def expect_most_of_next(self, layer: int) -> None:
         """Start reading the layer after this one, as far as slots go."""
@@ -122,6 +141,7 @@ class OwnedStore:
     def resize(self, budget_bytes: int) -> None:
         """Give slots back, or take more, so that all slots together fit the budget."""
         shares = divide_budget(self._classes, budget_bytes)
+        self._guessed = None
         self._drop_ahead()
         self._reads.drain()
         for size, num_slots in shares.items():

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from kandiga_run.experts.slot_reads import SlotReads
 from kandiga_run.experts.slots import Key, SlotPool
 from kandiga_run.experts.store import Arrival
 from kandiga_run.stats import RunStats
+
+# Blocks that keep a disk busy until the next ones have been asked for.
+_LITTLE = 2
 
 
 class _Nobody:
@@ -33,10 +36,14 @@ class ReadAhead:
         self._stats = stats
         self._held: set[Key] = set()
 
-    def start(self, experts: Sequence[int]) -> None:
-        """Start reading those of the experts that have no slot, into half of the slots at most."""
+    def start(self, experts: Sequence[int], most: int | None = None) -> None:
+        """Start reading those of the experts that have no slot, into half of the slots at most.
+
+        most: of the experts, if not as many as there is room for.
+        """
         missing = [key for e in experts if not self._pool.has(key := (self.layer, e))]
-        most = min(self._reads.room_ahead, self._pool.num_slots // 2)
+        room = min(self._reads.room_ahead, self._pool.num_slots // 2)
+        most = room if most is None else min(most, room)
         wanted = []
         for key in missing[:most]:
             if not self._pool.take(key):
@@ -103,8 +110,11 @@ class SlotFetch:
         self._backlog = missing[::-1]
         self._start_reads()
 
-    def batches(self) -> Iterator[list[Arrival]]:
-        """Yield what is there; asking for the next batch frees the slots of the one before."""
+    def batches(self, nearly_done: Callable[[], None]) -> Iterator[list[Arrival]]:
+        """Yield what is there; asking for the next batch frees the slots of the one before.
+
+        nearly_done: called, perhaps repeatedly, when the disk has little left to do for this fetch.
+        """
         # The other slots are filled while a batch is computed.
         most = max(1, self._pool.num_slots // 2)
         while self._ready or self._in_flight or self._backlog:
@@ -119,6 +129,8 @@ class SlotFetch:
                 finally:
                     self._unpin(batch)
             self._start_reads()
+            if not self._backlog and len(self._in_flight) <= _LITTLE:
+                nearly_done()
 
     def arrived(self, key: Key, error: BaseException | None) -> None:
         """Take note of a block."""

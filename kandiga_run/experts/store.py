@@ -21,7 +21,7 @@ the limit of a control group. Rows of an embedding that is not the head too stay
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol
 
@@ -94,6 +94,16 @@ class ExpertStore(Protocol):
         """Take note that the layer after this one will want nearly all experts, and soon.
 
         True of every chunk of a prompt in which each expert serves several tokens.
+        """
+
+    @property
+    def wants_guesses(self) -> bool:
+        """Whether `guess` would be of use."""
+
+    def guess(self, layer: int, experts: Sequence[int]) -> None:
+        """Take note of what the next fetch, of this layer, will probably want, the surest first.
+
+        Some of it is read when the disk would stand still otherwise. Called during a fetch.
         """
 
     def table(self, layer: int) -> NDArray[np.uint64] | None:

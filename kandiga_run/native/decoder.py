@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from cython_kernels import TIME_DENSE, label_time
 from kandiga_run.kv.formats import KVPlan, LayerFormat
 from kandiga_run.native.blocks.embedding import Embedding, Head
+from kandiga_run.native.blocks.moe import MoE
 from kandiga_run.native.blocks.norm import RMSNorm
 from kandiga_run.native.scratch import Scratch
 from kandiga_run.native.state import LayerCache, NativeState
@@ -83,6 +85,9 @@ class Decoder:
         self._hidden_size = embedding.hidden_size
         for name in ("hidden", "normed", "delta"):
             scratch.declare(name, self._hidden_size)
+        for layer, following in pairwise(self._layers):
+            if isinstance(layer.feed_forward, MoE) and isinstance(following.feed_forward, MoE):
+                layer.feed_forward.expect(following.post_norm, following.feed_forward)
         self._bind(norm)
 
     def _bind(self, norm: RMSNorm) -> None:
@@ -94,6 +99,8 @@ class Decoder:
         for layer in self._layers:
             layer.mixer.bind(normed, delta)
             layer.feed_forward.bind(normed, delta)
+            if isinstance(layer.feed_forward, MoE):
+                layer.feed_forward.bind_look_ahead(hidden)
         # Each residual addition is fused with the norm that reads its sum.
         next_norms = (*(layer.input_norm for layer in self._layers[1:]), norm)
         self._steps = tuple(

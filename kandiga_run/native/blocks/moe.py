@@ -22,7 +22,9 @@ from cython_kernels import (
 from kandiga_run.experts.assignment import Assignment
 from kandiga_run.experts.compute import compute_all, compute_batch
 from kandiga_run.experts.store import ExpertStore
+from kandiga_run.native.blocks.look_ahead import MOST_ROWS, LookAhead
 from kandiga_run.native.blocks.mlp import MLP
+from kandiga_run.native.blocks.norm import RMSNorm
 from kandiga_run.native.blocks.router import Router
 from kandiga_run.native.scratch import Scratch
 from kandiga_run.native.weights import Weights
@@ -89,10 +91,20 @@ class MoE:
         self._num_experts = router.num_experts
         self._scratch = scratch
         self._shared_expert = shared_expert
+        self._look_ahead: LookAhead | None = None
         scratch.declare("feed_forward/results", top_k * layout.hidden_size)
         scratch.declare("feed_forward/result_order", top_k, np.int32)
         workspace = expert_scratch(layout, scratch.max_rows * top_k)
         scratch.declare_bytes("feed_forward/expert_workspace", workspace.nbytes)
+
+    def expect(self, norm: RMSNorm, following: MoE) -> None:
+        """Take note that `following` is the next layer's, which reads what `norm` leaves."""
+        self._look_ahead = LookAhead(following._layer, norm, following._router, self._scratch)
+
+    def bind_look_ahead(self, hidden: Array) -> None:
+        """Fix where the hidden state (max_rows, H) is found while this block runs."""
+        if self._look_ahead is not None:
+            self._look_ahead.bind(hidden)
 
     def bind(self, x: Array, out: Array) -> None:
         """Fix where `forward` finds x and leaves its result, both (max_rows, H)."""
@@ -147,11 +159,18 @@ class MoE:
     def _fetch_and_compute(self, assignment: Assignment, num_tokens: int) -> None:
         x, results = self._x[:num_tokens], self._results[: num_tokens * self._top_k]
         with self._store.fetch(self._layer, assignment.experts) as arrivals:
-            self._compute_shared_expert(num_tokens)  # while the reads are in flight
+            # While the reads are in flight:
+            self._compute_shared_expert(num_tokens)
+            self._guess_next(num_tokens)
             for batch in arrivals.batches():
                 compute_batch(self._layout, batch, assignment, x, results, self._workspace)
         if assignment.order.size >= _CHOICES_AN_EXPERT * self._num_experts:
             self._store.expect_most_of_next(self._layer)
+
+    def _guess_next(self, num_tokens: int) -> None:
+        look_ahead = self._look_ahead
+        if look_ahead is not None and num_tokens <= MOST_ROWS and self._store.wants_guesses:
+            self._store.guess(look_ahead.layer, look_ahead.guess(num_tokens))
 
     def _compute_shared_expert(self, num_tokens: int) -> None:
         if self._shared_expert is not None:
