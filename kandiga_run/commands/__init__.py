@@ -9,9 +9,11 @@ from kandiga_run.commands.chat import chat_command
 from kandiga_run.commands.plan import plan_command
 from kandiga_run.commands.run import run_command
 from kandiga_run.commands.serve import serve_command
+from kandiga_run.commands.setup import setup_command
 from kandiga_run.commands.tune import tune_command
 
 COMMANDS: tuple[click.Command, ...] = (
+    setup_command,
     run_command,
     chat_command,
     serve_command,

@@ -42,7 +42,7 @@ _BUDGETS = tuple(size * 10**9 for size in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48,
 @dataclass(frozen=True)
 class DiskNeeds:
     """Bytes. peak: the most that is on the disk while packing, the container included; all beyond
-    what is there already. free: where it would go."""
+    what is there already. free: where it would go, the bytes done before included."""
 
     download: int
     packed: int
@@ -99,16 +99,17 @@ def forecast(
     context_tokens: int,
     kv: KVChoice,
     ceilings: MeasuredCeilings | None,
+    done_bytes: int = 0,
 ) -> Forecast:
     """Return what to expect.
 
     folder: where the container is or would be. memory_bytes: that an engine may take.
     total_memory_bytes: of the machine; larger budgets are not worth a line. ceilings: None leaves
-    speeds out.
+    speeds out. done_bytes: of it that are on the disk already.
     """
     engine = engine_for(shape.architecture)
     memory = memory_needs(shape, context_tokens, kv)
-    disk = disk_needs(shape, folder)
+    disk = disk_needs(shape, folder, done_bytes)
     on_mlx_cpu = engine == "mlx" and not has_apple_gpu()
 
     def decode(budget: int | None) -> DecodeForecast | None:
@@ -161,11 +162,11 @@ def engine_for(architecture: str) -> Literal["native", "mlx"] | None:
     return "native" if architecture in NATIVE_ARCHITECTURES else None
 
 
-def disk_needs(shape: ModelShape, folder: Path) -> DiskNeeds:
+def disk_needs(shape: ModelShape, folder: Path, done_bytes: int = 0) -> DiskNeeds:
     """Return what a download and a conversion into `folder` take."""
     while not folder.is_dir():
         folder = folder.absolute().parent
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(folder).free + done_bytes
     download, packed = shape.download, shape.packed_bytes
     if shape.kind == "container":
         return DiskNeeds(0, packed, 0, free)
@@ -232,7 +233,7 @@ def _judge(
         )
     elif memory.smallest > memory_bytes * _TIGHT_MEMORY_SHARE:
         tight.append("hardly any memory is left for experts: nearly all are read for each token")
-    if decode is not None and decode.tokens_per_second.high < SLOW_TOKENS_PER_SECOND:
+    if decode is not None and decode.tokens_per_second.middle < SLOW_TOKENS_PER_SECOND:
         speed = decode.tokens_per_second
         tight.append(f"slow: {speed.low:.2g} to {speed.high:.2g} tokens a second")
     if no:

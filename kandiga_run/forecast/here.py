@@ -25,6 +25,14 @@ def model_folder(shape: ModelShape) -> Path:
     return path if path.is_dir() else path.parent
 
 
+def folder_bytes(folder: Path) -> int:
+    """Return what the files in a folder take; 0 for none. Holes in them take nothing."""
+    if not folder.is_dir():
+        return 0
+    found = (each for each in folder.rglob("*") if each.is_file() and not each.is_symlink())
+    return sum(each.stat().st_blocks * 512 for each in found)
+
+
 def usable_memory_bytes() -> int:
     """Return what an engine may take here without others suffering."""
     return int(available_bytes() * USABLE_MEMORY_SHARE)

@@ -9,6 +9,7 @@ layer waits, 55 to 70 % of the disk), with room for other machines.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import sqrt
 
 from kandiga_run.forecast.ceilings import MeasuredCeilings
 from kandiga_run.forecast.shape import ModelShape
@@ -35,6 +36,11 @@ class Band:
 
     low: float
     high: float
+
+    @property
+    def middle(self) -> float:
+        """Return the geometric mean: as many times the one end as the other is times it."""
+        return sqrt(self.low * self.high)
 
 
 @dataclass(frozen=True)
