@@ -16,6 +16,11 @@ _CONTROL = dict.fromkeys(
 )
 
 
+def harmless(text: str) -> str:
+    """Return text without control characters but tab and newline, for a terminal."""
+    return text.translate(_CONTROL)
+
+
 class Output:
     """Prints for one invocation, in the way its options and streams ask for."""
 
@@ -47,8 +52,15 @@ class Output:
         self.clear_progress()
         # Ctrl-C may strike before, within or after the write: a newline too many does no harm.
         self._ends_with_newline = False
-        self._write(text.translate(_CONTROL) if self._is_terminal else text)
+        self._write(harmless(text) if self._is_terminal else text)
         self._ends_with_newline = text.endswith("\n")
+
+    def side_text(self, text: str) -> None:
+        """Write a piece of what accompanies an answer, to stderr."""
+        if not self.is_quiet:
+            self.clear_progress()
+            self.stderr.write(harmless(text) if self.stderr.isatty() else text)
+            self.stderr.flush()
 
     def end_text(self) -> None:
         """End the answer with a newline unless it has one."""

@@ -27,6 +27,11 @@ def cache_folder() -> Path:
     return _folder("XDG_CACHE_HOME", ".cache")
 
 
+def state_folder() -> Path:
+    """Return the folder of what programs remember by themselves; it may not exist."""
+    return _folder("XDG_STATE_HOME", ".local/state")
+
+
 def data_folder() -> Path:
     """Return the folder that models are packed into; it may not exist."""
     return _folder("XDG_DATA_HOME", ".local/share")

@@ -78,9 +78,15 @@ class Conversation:
 
     def use(self, engine: Engine) -> None:
         """Go on with another engine for the same model; the messages stay."""
-        self._drop_state()
+        self.drop_state()
         self.engine = engine
         self._kept = KeptState(engine, self.context_tokens)
+
+    def drop_state(self) -> None:
+        """Forget what was computed, not what was said; the next answer reads all of it again."""
+        # The last turn holds the state too, and with a memory budget two would not fit.
+        self._kept.drop()
+        self.last = self.last_reply = None
 
     def count_tokens(self) -> int:
         """Return how many tokens the model's state holds."""
@@ -100,7 +106,7 @@ class Conversation:
         context, or the template refuses it.
         """
         self.messages.append({"role": "user", "content": text})
-        return self._answer(on_progress, mask, keeps_question=False)
+        return self._answer(on_progress, mask, instead=[])
 
     def reply_again(
         self, *, on_progress: Progress | None = None, mask: TokenMask | None = None
@@ -109,15 +115,21 @@ class Conversation:
 
         Raises RunError when there is nothing to answer.
         """
+        replaced: list[dict[str, Any]] = []
         if self.messages and self.messages[-1]["role"] == "assistant":
-            self.messages.pop()
+            replaced = [self.messages.pop()]
         if not self.messages:
             raise RunError("there is no message to answer")
-        return self._answer(on_progress, mask, keeps_question=True)
+        return self._answer(on_progress, mask, instead=[self.messages[-1], *replaced])
 
     def _answer(
-        self, on_progress: Progress | None, mask: TokenMask | None, *, keeps_question: bool
+        self,
+        on_progress: Progress | None,
+        mask: TokenMask | None,
+        *,
+        instead: Sequence[dict[str, Any]],
     ) -> Generator[Chunk, None, None]:
+        """Answer the last message. What stands in its place when there is no answer: `instead`."""
         rendered = ""
         reply: Reply | None = None
         try:
@@ -129,7 +141,7 @@ class Conversation:
             raise
         except BaseException:
             # A computation cut short in the middle of a layer leaves a state nobody can continue.
-            self._drop_state()
+            self.drop_state()
             raise
         finally:
             if reply is not None:
@@ -137,8 +149,8 @@ class Conversation:
                 self._remember(rendered, reply.generation)
             if reply is not None and (reply.generation.text or reply.tool_calls):
                 self.messages.append(_message(reply))
-            elif not keeps_question:
-                self.messages.pop()
+            else:
+                self.messages[-1:] = instead
 
     def _render(self, *, add_generation_prompt: bool = True) -> str:
         system = [{"role": "system", "content": self.system}] if self.system else []
@@ -223,11 +235,6 @@ class Conversation:
         """Return the text of an answer as the conversation shows it."""
         detokenizer = self.prompts.detokenizer(keep=self._format.kept_tokens)
         return "".join([detokenizer.add(token) for token in tokens]) + detokenizer.finish()
-
-    def _drop_state(self) -> None:
-        # The last turn holds the state too, and with a memory budget two would not fit.
-        self._kept.drop()
-        self.last = self.last_reply = None
 
 
 def _message(reply: Reply) -> dict[str, Any]:

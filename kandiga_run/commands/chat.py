@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ from kandiga_run.exit_codes import HELP
 from kandiga_run.output import Output
 
 if TYPE_CHECKING:
+    from kandiga_run.chat.conversation import Conversation
+    from kandiga_run.engine import Engine
     from kandiga_run.prompts import Prompts
 
 
@@ -30,7 +33,9 @@ Examples:
   kandiga-run chat ./model
   kandiga-run chat someone/Qwen3-30B-A3B-kexp@v1.0
   kandiga-run chat ./model --system "Answer in one sentence." --memory 4GB
+  kandiga-run chat ./model --fast
   printf 'Hello\\nAnd in French?\\n' | kandiga-run chat ./model
+  kandiga-run chat ./model --json < questions.txt
 
 {HELP}""",
 )
@@ -38,6 +43,7 @@ Examples:
 @click.option("--system", metavar="TEXT", help="System message of the conversation.")
 @sampling_options
 @engine_options
+@click.option("--json", "is_json", is_flag=True, help="Print one JSON object an answer.")
 @output_options
 @click.pass_obj
 def chat_command(
@@ -45,6 +51,7 @@ def chat_command(
     /,
     model: Path,
     system: str | None,
+    is_json: bool,
     shows_stats: bool,
     quiet: bool,
     **choices: Any,
@@ -52,34 +59,74 @@ def chat_command(
     """Converse with MODEL, a folder of .kexp files or the id of a published one; without
     it with the model that `kandiga-run setup` remembers.
 
-    Ctrl-C stops an answer, Ctrl-D leaves, /help lists commands. Piped input is answered line by
-    line.
+    Ctrl-C stops an answer, Ctrl-D leaves, /help lists commands. Alt-Enter, a backslash at the end,
+    or three quotation marks before and after make a message of several lines. Piped input is
+    answered line by line, as plain text or with --json as one object an answer.
     """
-    output = invocation.output = Output(is_quiet=quiet)
+    output = invocation.output = Output(is_json=is_json, is_quiet=quiet)
     folder, prompts = open_tokenizer(model, choices, output)
     context_tokens = _chat_context(prompts, choices["context"])
-    with open_engine(folder, choices, output, context_tokens) as engine:
-        from kandiga_run.chat import Conversation
-        from kandiga_run.chat_terminal import ChatTerminal, line_reader
+    with EngineSwitch(folder, choices, output, context_tokens) as engines:
+        from kandiga_run.chat.assembly import chat_terminal
+        from kandiga_run.chat.conversation import Conversation
 
         conversation = Conversation(
-            engine,
+            engines.engine,
             prompts,
             generate_options(prompts, choices),
             context_tokens=context_tokens,
             system=system,
             variables=template_variables(choices),
         )
-        read_line, is_interactive = line_reader(output)
-        if is_interactive:
-            output.notice(f"{model}: /help lists commands, Ctrl-C stops an answer, Ctrl-D leaves")
-        ChatTerminal(
-            conversation,
-            output,
-            read_line,
-            is_interactive=is_interactive,
-            shows_stats=shows_stats,
+        engines.conversation = conversation
+        chat_terminal(
+            conversation, output, engines, model=str(model), shows_stats=shows_stats
         ).run()
+
+
+class EngineSwitch:
+    """The engine of a conversation; /fast takes another number of experts."""
+
+    def __init__(
+        self, folder: Path, choices: dict[str, Any], output: Output, context_tokens: int
+    ) -> None:
+        self._folder, self._choices, self._output = folder, choices, output
+        self._context_tokens = context_tokens
+        self._stack = ExitStack()
+        self.is_fast: bool = choices["fast"]
+        self.conversation: Conversation | None = None
+
+    def __enter__(self) -> EngineSwitch:
+        self.engine = self._open(self._choices)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def change(self, is_fast: bool) -> None:
+        """Open the model with half of the experts a token, or with what it was opened with.
+
+        The conversation is read again by the next answer: its state was computed otherwise.
+        """
+        if self.conversation is not None:
+            self.conversation.drop_state()
+        self._stack.close()
+        choices = {**self._choices, "fast": is_fast}
+        if is_fast:
+            choices["num_experts_per_token"] = None
+        try:
+            self.engine = self._open(choices)
+            self.is_fast = is_fast
+        except BaseException:
+            self.engine = self._open(self._choices | {"fast": self.is_fast})
+            raise
+        finally:
+            if self.conversation is not None:
+                self.conversation.use(self.engine)
+
+    def _open(self, choices: dict[str, Any]) -> Engine:
+        opened = open_engine(self._folder, choices, self._output, self._context_tokens)
+        return self._stack.enter_context(opened)
 
 
 def _chat_context(prompts: Prompts, chosen: int | None) -> int:

@@ -501,7 +501,7 @@ class TestChatThroughPipes:
     def test_failure_ends_it(self, model: Path) -> None:
         result = start("chat", model, "--context", "40", text="Hello " * 60 + "\nHello\n")
         assert result.returncode == ExitCode.FAILED
-        assert "context 40: /reset starts over" in result.stderr
+        assert "context 40: start over (/reset)" in result.stderr
 
 
 def direct_greedy(engine: Any, prompt: list[int], count: int, stops: frozenset[int]) -> list[int]:
