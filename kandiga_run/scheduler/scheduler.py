@@ -41,6 +41,7 @@ class Scheduler:
         max_running: int | None = None,
         max_waiting: int = MAX_WAITING,
         prefix_cache: CacheOptions | None = None,
+        prefill_chunk: int | None = None,
     ) -> None:
         """Start the thread. `context_tokens` bounds prompt and answer of every request together.
 
@@ -48,6 +49,8 @@ class Scheduler:
             room for.
         max_waiting: requests that may wait beside them.
         prefix_cache: how beginnings of prompts are kept.
+        prefill_chunk: tokens of a prompt read at once; only whole chunks are kept. None: 512, or
+            1024 where experts are read from disk.
 
         RunError for a number that cannot work, or a budget without room for so many full contexts.
         """
@@ -55,6 +58,7 @@ class Scheduler:
             ("context_tokens", context_tokens, 1),
             ("max_running", 1 if max_running is None else max_running, 1),
             ("max_waiting", max_waiting, 0),
+            ("prefill_chunk", 1 if prefill_chunk is None else prefill_chunk, 1),
         ):
             if value < least:
                 raise RunError(f"{name} is {value}, wanted at least {least}")
@@ -63,7 +67,7 @@ class Scheduler:
         self.max_waiting = max_waiting
         cache_options = prefix_cache or CacheOptions()
         self.max_running, chunk_tokens = fit_memory(
-            engine, cache_options, context_tokens, max_running
+            engine, cache_options, context_tokens, max_running, prefill_chunk
         )
         self._counters = Counters()
         self._kept = KeptPrompts(engine, cache_options, chunk_tokens)

@@ -20,7 +20,6 @@ from kandiga_run.scheduler import (
     Request,
     Scheduler,
     Token,
-    memory_fit,
 )
 from packed import PackedModels
 
@@ -61,20 +60,24 @@ def ids_of(events: list[Event]) -> list[int]:
 
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_5_moe"])
-def test_each_gets_its_own_answer(
-    packed: PackedModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
-) -> None:
-    monkeypatch.setattr(memory_fit, "CHUNK_TOKENS", 32)
+def test_each_gets_its_own_answer(packed: PackedModels, tmp_path: Path, family: str) -> None:
     numbers = range(NUM_CLIENTS * REQUESTS_A_CLIENT)
     engine = load_engine(packed(family).container, engine="native")
     nothing = CacheOptions(capacity_bytes=0)
-    quiet = Scheduler(engine, context_tokens=CONTEXT, max_running=1, prefix_cache=nothing)
+    quiet = Scheduler(
+        engine, context_tokens=CONTEXT, max_running=1, prefix_cache=nothing, prefill_chunk=32
+    )
     alone = {n: ids_of(follow(quiet, make_request(n, ""), None)) for n in numbers}
     quiet.close()
 
     options = CacheOptions(capacity_bytes=1 << 20, folder=tmp_path)
     scheduler = Scheduler(
-        engine, context_tokens=CONTEXT, max_running=4, max_waiting=3, prefix_cache=options
+        engine,
+        context_tokens=CONTEXT,
+        max_running=4,
+        max_waiting=3,
+        prefix_cache=options,
+        prefill_chunk=32,
     )
     answers: dict[int, list[Event]] = {}
 

@@ -19,22 +19,16 @@ from kandiga_run.scheduler import (
     Request,
     Scheduler,
     Token,
-    memory_fit,
 )
 from packed import PackedModels
 
 CONTEXT = 600
+#: Prompts of tens of tokens are cut as those of thousands are.
 CHUNK = 32
 MAX_TOKENS = 6
 Tokens = tuple[int, ...]
 #: (tokens of the answer, tokens of the prompt that were kept)
 Answered = tuple[list[int], int]
-
-
-@pytest.fixture(autouse=True)
-def _short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cut prompts of tens of tokens as those of thousands are."""
-    monkeypatch.setattr(memory_fit, "CHUNK_TOKENS", CHUNK)
 
 
 @pytest.fixture
@@ -48,6 +42,10 @@ def open_engine(packed: PackedModels) -> Iterator[Callable[..., Engine]]:
     yield open_one
     for engine in engines:
         engine.close()
+
+
+def start(engine: Engine, **options: Any) -> Scheduler:
+    return Scheduler(engine, context_tokens=CONTEXT, prefill_chunk=CHUNK, **options)
 
 
 def text(seed: int, length: int) -> Tokens:
@@ -72,7 +70,7 @@ def ask(scheduler: Scheduler, *prompts: Tokens, max_tokens: int = MAX_TOKENS) ->
 def alone(engine: Engine, prompt: Tokens, max_tokens: int = MAX_TOKENS) -> list[int]:
     """Return the answer of a scheduler that keeps nothing and runs nothing else."""
     nothing = CacheOptions(capacity_bytes=0)
-    scheduler = Scheduler(engine, context_tokens=CONTEXT, max_running=1, prefix_cache=nothing)
+    scheduler = start(engine, max_running=1, prefix_cache=nothing)
     [(ids, cached)] = ask(scheduler, prompt, max_tokens=max_tokens)
     scheduler.close()
     assert cached == 0
@@ -89,7 +87,7 @@ def test_answers_are_those_read_from_the_start(
     prompts = [system + text(seed, 20 + 7 * seed) for seed in range(1, 5)]
     prompts += [system, prompts[0], prompts[1] + text(9, 64), system[: 3 * CHUNK]]
     expected = [alone(engine, prompt) for prompt in prompts]
-    scheduler = Scheduler(engine, context_tokens=CONTEXT, max_running=3)
+    scheduler = start(engine, max_running=3)
     first = ask(scheduler, *prompts)
     second = ask(scheduler, *prompts)
     status = scheduler.status()
@@ -104,7 +102,7 @@ def test_answers_are_those_read_from_the_start(
 
 @pytest.mark.parametrize("family", ["qwen3_moe", "qwen3_next"])
 def test_a_shared_beginning_is_read_once(open_engine: Callable[..., Engine], family: str) -> None:
-    scheduler = Scheduler(open_engine(family), context_tokens=CONTEXT)
+    scheduler = start(open_engine(family))
     system = text(0, 4 * CHUNK)
     cached = [ask(scheduler, system + text(seed, 3 * CHUNK + 5))[0][1] for seed in range(1, 5)]
     scheduler.close()
@@ -118,7 +116,7 @@ def test_whole_turns_leave_only_what_is_new(
     open_engine: Callable[..., Engine], family: str
 ) -> None:
     options = CacheOptions(whole_turns=True)
-    scheduler = Scheduler(open_engine(family), context_tokens=CONTEXT, prefix_cache=options)
+    scheduler = start(open_engine(family), prefix_cache=options)
     prompt = text(1, 3 * CHUNK + 11)
     [(answer, _)] = ask(scheduler, prompt)
     turn = prompt + tuple(answer) + text(2, 20)
@@ -132,13 +130,13 @@ def test_whole_turns_leave_only_what_is_new(
 
 def test_memory_is_bounded(open_engine: Callable[..., Engine]) -> None:
     engine = open_engine("qwen3_next")
-    roomy = Scheduler(engine, context_tokens=CONTEXT)
+    roomy = start(engine)
     ask(roomy, text(0, 3 * CHUNK + 1))
     needed = roomy.status().cache_bytes
     roomy.close()
     bound = needed * 2
     options = CacheOptions(capacity_bytes=bound)
-    scheduler = Scheduler(engine, context_tokens=CONTEXT, prefix_cache=options)
+    scheduler = start(engine, prefix_cache=options)
     for seed in range(6):
         ask(scheduler, text(seed, 3 * CHUNK + 1))
         assert 0 < scheduler.status().cache_bytes <= bound
@@ -156,7 +154,7 @@ def test_prompts_are_kept_from_run_to_run(
     expected = [alone(engine, prompt) for prompt in prompts]
     options = CacheOptions(folder=tmp_path / "prompts")
     for run in range(2):
-        scheduler = Scheduler(engine, context_tokens=CONTEXT, prefix_cache=options)
+        scheduler = start(engine, prefix_cache=options)
         answers = [ask(scheduler, prompt)[0] for prompt in prompts]
         scheduler.close()
         assert [ids for ids, _ in answers] == expected
@@ -170,7 +168,7 @@ def test_what_others_wrote_is_not_used(open_engine: Callable[..., Engine], tmp_p
     for family in ("qwen3_moe", "mixtral"):
         for kv in ("auto", "kv4"):
             engine = open_engine(family, kv=kv)
-            scheduler = Scheduler(engine, context_tokens=CONTEXT, prefix_cache=options)
+            scheduler = start(engine, prefix_cache=options)
             assert ask(scheduler, prompt)[0] == (alone(engine, prompt), 0)
             scheduler.close()
     assert (tmp_path / "notes.txt").read_text() == "not ours"
@@ -185,7 +183,7 @@ def test_a_damaged_file_is_ignored_with_a_notice(
 ) -> None:
     engine, prompt = open_engine("qwen3_next"), text(0, 100)
     options = CacheOptions(folder=tmp_path)
-    scheduler = Scheduler(engine, context_tokens=CONTEXT, prefix_cache=options)
+    scheduler = start(engine, prefix_cache=options)
     [(expected, _)] = ask(scheduler, prompt)
     scheduler.close()
     files = sorted(tmp_path.iterdir())
@@ -195,7 +193,7 @@ def test_a_damaged_file_is_ignored_with_a_notice(
         if damage == "flipped":
             content[-5] ^= 1
         file.write_bytes({"cut": content[:-9], "empty": b""}.get(damage, bytes(content)))
-    scheduler = Scheduler(engine, context_tokens=CONTEXT, prefix_cache=options)
+    scheduler = start(engine, prefix_cache=options)
     assert ask(scheduler, prompt) == [(expected, 0)]
     scheduler.close()
     assert "a kept prompt is ignored and removed" in caplog.text
@@ -204,7 +202,7 @@ def test_a_damaged_file_is_ignored_with_a_notice(
 def test_the_folder_is_bounded(open_engine: Callable[..., Engine], tmp_path: Path) -> None:
     bound = 300_000
     options = CacheOptions(folder=tmp_path, folder_bytes=bound)
-    scheduler = Scheduler(open_engine("qwen3_next"), context_tokens=CONTEXT, prefix_cache=options)
+    scheduler = start(open_engine("qwen3_next"), prefix_cache=options)
     for seed in range(8):
         ask(scheduler, text(seed, 70))
     scheduler.close()
