@@ -11,6 +11,7 @@ import click
 from kandiga_run.cli_options import Invocation, Size, engine_options, quiet_options
 from kandiga_run.commands.model_argument import model_argument
 from kandiga_run.commands.opening import open_engine, open_tokenizer
+from kandiga_run.commands.prefix_cache_options import prefix_cache, prefix_cache_options
 from kandiga_run.errors import RunError
 from kandiga_run.exit_codes import HELP
 from kandiga_run.output import Output
@@ -95,9 +96,8 @@ second Ctrl-C gives them up at once. SIGTERM does the same and ends with 0.
     "max_running",
     metavar="N",
     type=click.IntRange(min=1),
-    default=4,
-    show_default=True,
-    help="Answers computed together.",
+    help="Answers computed together. Default: 4, or fewer if --memory has no room for as many full "
+    "contexts.",
 )
 @click.option(
     "--queue",
@@ -131,6 +131,7 @@ second Ctrl-C gives them up at once. SIGTERM does the same and ends with 0.
     default=None,
     help="Ask the chat template for reasoning, or for none, unless a request says.",
 )
+@prefix_cache_options
 @engine_options
 @quiet_options
 @click.pass_obj
@@ -140,7 +141,7 @@ def serve_command(
     model: Path,
     host: str,
     port: int,
-    max_running: int,
+    max_running: int | None,
     max_waiting: int,
     drain_seconds: float,
     quiet: bool,
@@ -165,7 +166,11 @@ def serve_command(
             from kandiga_run.server.service import Service
 
             scheduler = Scheduler(
-                engine, context_tokens=context, max_running=max_running, max_waiting=max_waiting
+                engine,
+                context_tokens=context,
+                max_running=max_running,
+                max_waiting=max_waiting,
+                prefix_cache=prefix_cache(choices),
             )
             try:
                 service = Service(scheduler, prompts, settings)
