@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,25 @@ def local_set(text: str | os.PathLike[str], *, say: Say | None = None) -> Path:
         KexpError: what was fetched is not what was published.
     """
     hub_id = published_id(text)
-    return Path(text) if hub_id is None else fetch_set(hub_id, say=say)
+    if hub_id is None:
+        return Path(text)
+    with downloads_stay(text):
+        return fetch_set(hub_id, say=say)
+
+
+@contextlib.contextmanager
+def downloads_stay(text: str | os.PathLike[str]) -> Iterator[None]:
+    """Have an interruption say that what came of an id stays on the disk; of a path, nothing."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if published_id(text) is not None and not getattr(error, "__notes__", None):
+            from huggingface_hub.constants import HF_HUB_CACHE
+
+            error.add_note(
+                f"what was downloaded stays in {HF_HUB_CACHE}, and the same command goes on"
+            )
+        raise
 
 
 def published_id(text: str | os.PathLike[str]) -> HubId | None:

@@ -24,7 +24,9 @@ def describe(error: BaseException) -> tuple[str, ExitCode] | None:
         case RunError():
             return _one_line(str(error)), ExitCode.FAILED
         case KeyboardInterrupt():
-            return "interrupted", ExitCode.INTERRUPTED
+            # A note says what is left, and what to do.
+            notes = getattr(error, "__notes__", [])
+            return "; ".join(["interrupted", *notes]), ExitCode.INTERRUPTED
         case OSError():
             return _describe_os_error(error)
         case ImportError() if str(error).startswith("KANDIGA_ISA"):  # as cython_kernels says it

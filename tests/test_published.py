@@ -2,8 +2,10 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -249,3 +251,33 @@ def test_a_server_without_ranges(published: HubStub, container: Path, tmp_path: 
     (copy / shard.name).write_bytes(data)
     line = one_line(pack(published, tmp_path, "repair", str(copy), "--from", REPOSITORY), 1)
     assert "answers 200 to a request for a range of bytes" in line
+
+
+@pytest.mark.parametrize(
+    ("program", "verb"),
+    [("kandiga_run", "run"), ("kandiga_pack", "verify"), ("kandiga_pack", "export")],
+)
+def test_an_interrupted_download_says_what_stays(
+    published: HubStub, tmp_path: Path, program: str, verb: str
+) -> None:
+    published.latency_seconds = 0.2
+    process = subprocess.Popen(
+        [sys.executable, "-m", program, verb, REPOSITORY, *([] if verb == "verify" else ["out"])],
+        cwd=tmp_path,
+        env=hub_environment(published, tmp_path / "hf"),
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not published.sent_bytes("kexp.json") and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    name = program.replace("_", "-")
+    cache = tmp_path / "hf" / "hub"
+    wanted = f"what was downloaded stays in {cache}, and the same command goes on"
+    assert said == f"{name}: interrupted; {wanted}\n"
+    assert list(cache.iterdir())

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from formats.published import downloads_stay
 from kandiga_pack import show
 from kandiga_pack.commands.options import epilog, output_options
 from kandiga_pack.convert import DEFAULT_SHARD_BYTES, convert
@@ -81,17 +82,18 @@ def convert_command(
     DEST.partial, which may be removed to give it up. The files of a Hub repository are downloaded,
     packed and removed one by one.
     """
-    summary = convert(
-        source,
-        dest,
-        revision=revision,
-        quantization=_quantization(bits, group_size, mode),
-        shard_bytes=_shard_bytes(shard_size),
-        consume=consume,
-        restart=restart,
-        progress=output.progress(),
-        say=output.note,
-    )
+    with downloads_stay(source):
+        summary = convert(
+            source,
+            dest,
+            revision=revision,
+            quantization=_quantization(bits, group_size, mode),
+            shard_bytes=_shard_bytes(shard_size),
+            consume=consume,
+            restart=restart,
+            progress=output.progress(),
+            say=output.note,
+        )
     output.result(summary.as_dict(), lambda console: show.show_convert(summary, console))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from formats.published import local_set
+from formats.published import downloads_stay, local_set
 from kandiga_pack import show
 from kandiga_pack.commands.options import epilog, output_options
 from kandiga_pack.export import export
@@ -25,6 +25,7 @@ def export_command(output: Output, path: Path, out: Path) -> None:
     Every tensor comes back bit for bit, in the same files. PATH may be the id of a published
     container, which is downloaded.
     """
-    folder = local_set(path, say=output.say())
-    summary = export(folder, out, progress=output.progress())
+    with downloads_stay(path):
+        folder = local_set(path, say=output.say())
+        summary = export(folder, out, progress=output.progress())
     output.result(summary.as_dict(), lambda console: show.show_export(summary, console))

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from formats.published import local_set
+from formats.published import downloads_stay, local_set
 from kandiga_pack import show
 from kandiga_pack.commands.options import epilog, output_options
 from kandiga_pack.errors import UsageError, describe
@@ -42,13 +42,14 @@ def verify_command(
     """
     if revision is not None and against is None:
         raise UsageError("--revision needs --against")
-    report = verify(
-        local_set(path, say=output.say()),
-        level=level,
-        against=against,
-        revision=revision,
-        progress=output.progress(),
-    )
+    with downloads_stay(path), downloads_stay(against or ""):
+        report = verify(
+            local_set(path, say=output.say()),
+            level=level,
+            against=against,
+            revision=revision,
+            progress=output.progress(),
+        )
     for finding in report.findings:
         output.finding(str(finding))
     if report.ok or output.json:
