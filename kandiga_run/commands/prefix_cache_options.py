@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
+class _SizeOrNone(Size):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return bytes; nothing needs no unit."""
+        return 0 if value == "0" else super().convert(value, param, ctx)
+
+
 def prefix_cache_options(command: _Command) -> _Command:
     """Add the options to a command; `prefix_cache` takes their values."""
     for option in reversed(_OPTIONS):
@@ -39,7 +45,7 @@ _OPTIONS = (
     click.option(
         "--prefix-cache",
         "prefix_cache_bytes",
-        type=Size(),
+        type=_SizeOrNone(),
         help="Memory for beginnings of prompts, which are read once; 0 keeps none. Default: 1GiB, "
         "or a sixteenth of --memory.",
     ),
