@@ -28,6 +28,7 @@ from kandiga_run.experts.pages import (
     mincore_tells_the_truth,
 )
 from kandiga_run.experts.reader import Pending, ReaderPool
+from kandiga_run.native.dense_arrival import GaveUp, never, unless
 from kandiga_run.native.dense_pieces import pieces
 from kandiga_run.stats import RunStats
 
@@ -76,7 +77,7 @@ class DenseCopy:
             )
         return len(touched) * HUGE_PAGE
 
-    def fill(self, names: Iterable[str]) -> None:
+    def fill(self, names: Iterable[str], gave_up: GaveUp = never) -> None:
         """Copy these tensors in: from the page cache if they are there, else past it.
 
         Each piece is shown to the model's dense watch while it is in the core's cache. Raises
@@ -89,16 +90,19 @@ class DenseCopy:
         readers = ReaderPool()
         try:
             for number, tensors in by_shard.items():
-                self._fill_area(self._areas[number], tensors, readers)
+                self._fill_area(self._areas[number], tensors, readers, gave_up)
         finally:
             readers.close()
 
-    def _fill_area(self, area: _Area, tensors: list[DenseTensor], readers: ReaderPool) -> None:
+    def _fill_area(
+        self, area: _Area, tensors: list[DenseTensor], readers: ReaderPool, gave_up: GaveUp
+    ) -> None:
         file = DirectFile(area.shard.path, area.shard.fd)
         pending = Pending(readers, RunStats())
         try:
             for offset, length in pieces(tensors, HUGE_PAGE):
-                pending.start(0, partial(self._fill_piece, area, file, offset, length))
+                fill = partial(self._fill_piece, area, file, offset, length)
+                pending.start(0, unless(gave_up, fill))
             while pending:
                 pending.wait()
         finally:

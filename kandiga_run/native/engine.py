@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -28,6 +29,7 @@ from kandiga_run.memory_budget import FixedBytes
 from kandiga_run.native.architectures import ARCHITECTURES
 from kandiga_run.native.builder import Builder
 from kandiga_run.native.decoder import Decoder
+from kandiga_run.native.dense_arrival import DenseArrival, GaveUp
 from kandiga_run.native.dense_copy import DenseCopy
 from kandiga_run.native.logits import Logits
 from kandiga_run.native.memory_plan import FEW_ROWS, MANY_ROWS, MemoryPlan
@@ -58,6 +60,8 @@ class NativeEngine:
         self._own_bytes = memory_use().resident_bytes + _LATE_BYTES
         if options.num_threads is not None:
             set_num_threads(options.num_threads)
+        # With all dense weights there; None where the system does not say.
+        self._built_bytes: int | None = None
         #: of the budget, kept for whoever called `reserve`
         self._reserved_bytes = 0
         self._store = open_store_for(model, options, self.stats)
@@ -66,7 +70,6 @@ class NativeEngine:
         except BaseException:
             self._store.close()
             raise
-        self._built_bytes = memory_use().anonymous_bytes
         self._has_computed = False
 
     def _count_others(self) -> None:
@@ -74,8 +77,11 @@ class NativeEngine:
 
         The tokenizer, above all: 40 MB for a vocabulary of 49 152.
         """
+        if self._has_computed or self._options.memory_bytes is None:
+            return
+        self._dense.wait()
         now = memory_use().anonymous_bytes
-        if not self._has_computed and now is not None and self._built_bytes is not None:
+        if now is not None and self._built_bytes is not None:
             self._own_bytes += max(0, now - self._built_bytes)
             self._built_bytes = now
 
@@ -110,11 +116,20 @@ class NativeEngine:
         )
         self._states: weakref.WeakSet[NativeState] = weakref.WeakSet()
         self._share_memory(options.state_tokens)
+        before_bytes = memory_use().anonymous_bytes
+        copied_bytes = 0 if copy is None else weights.nbytes
+        if before_bytes is not None:
+            self._built_bytes = before_bytes + copied_bytes
+        self._dense = DenseArrival(partial(self._bring_in_dense, copy))
+
+    def _bring_in_dense(self, copy: DenseCopy | None, gave_up: GaveUp) -> None:
+        weights = self._weights
         if copy is None:
-            bring_in_dense(model, weights.used)
+            bring_in_dense(self._model, weights.used, gave_up)
         else:
-            copy.fill(weights.used - weights.by_row)
-        model.dense_watch.start_rest()
+            copy.fill(weights.used - weights.by_row, gave_up)
+        if not gave_up():
+            self._model.dense_watch.start_rest()
 
     def new_state(self, max_tokens: int) -> NativeState:
         """Return an empty sequence; RunError when the memory budget has no room for it."""
@@ -139,6 +154,7 @@ class NativeEngine:
         self._has_computed = True
         decoder = self._open_decoder()
         state = self._usable(state)
+        self._dense.wait()
         tokens = checked_tokens(tokens, state, self.vocab_size)
         num_tokens = tokens.shape[0]
         num_rows = num_tokens if logits == "all" else 1
@@ -178,6 +194,7 @@ class NativeEngine:
         )
         self._has_computed = True
         decoder = self._open_decoder()
+        self._dense.wait()
         out = np.empty((len(own), self.vocab_size), np.float32)
         with self._model.files.used(), timed_forward(self.stats), rows_as_alone():
             for start in range(0, len(own), FEW_ROWS):
@@ -298,6 +315,7 @@ class NativeEngine:
         if self._decoder is None:
             return
         self._decoder = None  # its matrices are views of the mapped container
+        self._dense.close()
         self._store.close()
         self._model.close()
 

@@ -19,13 +19,14 @@ from kandiga_run.experts.pages import (
     read_without_readahead,
 )
 from kandiga_run.experts.reader import Pending, ReaderPool
+from kandiga_run.native.dense_arrival import GaveUp, never, unless
 from kandiga_run.native.dense_pieces import pieces
 from kandiga_run.stats import RunStats
 
 _PIECE_BYTES = 8 << 20
 
 
-def bring_in_dense(model: Model, names: Iterable[str]) -> None:
+def bring_in_dense(model: Model, names: Iterable[str], gave_up: GaveUp = never) -> None:
     """Make the pages of these dense tensors resident and mapped, with large parallel reads.
 
     Left to page faults, the first token would read them at a tenth of the disk's speed. Each piece
@@ -37,7 +38,7 @@ def bring_in_dense(model: Model, names: Iterable[str]) -> None:
         by_shard.setdefault(tensor.shard, []).append(tensor)
     for number, tensors in by_shard.items():
         shard = model.container.shards[number]
-        _bring_in(shard, list(pieces(tensors, _PIECE_BYTES)), model.dense_watch)
+        _bring_in(shard, list(pieces(tensors, _PIECE_BYTES)), model.dense_watch, gave_up)
 
 
 def expect_huge_pages(model: Model) -> None:
@@ -58,14 +59,17 @@ def expect_single_rows(model: Model, names: Iterable[str]) -> None:
         read_without_readahead(base + tensor.offset_bytes, tensor.length_bytes)
 
 
-def _bring_in(shard: Shard, wanted: list[tuple[int, int]], watch: DenseWatch) -> None:
+def _bring_in(
+    shard: Shard, wanted: list[tuple[int, int]], watch: DenseWatch, gave_up: GaveUp
+) -> None:
     whole = memoryview(shard.mmap)
     fd = open_for_random_reads(shard)
     readers = ReaderPool()
     pending = Pending(readers, RunStats())
     try:
         for offset, length in wanted:
-            pending.start(0, partial(_bring_in_piece, shard, fd, whole, offset, length, watch))
+            bring_in = partial(_bring_in_piece, shard, fd, whole, offset, length, watch)
+            pending.start(0, unless(gave_up, bring_in))
         while pending:
             pending.wait()
     finally:
