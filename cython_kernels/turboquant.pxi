@@ -35,7 +35,8 @@ cdef extern from "turboquant.h" nogil:
     void turboquant_signs(uint64_t seed, size_t count, float* signs)
     void turboquant_encode(const turboquant_layout* layout, const uint16_t* keys,
                            const uint16_t* values, ptrdiff_t head_stride, ptrdiff_t token_stride,
-                           uint8_t* block)
+                           const float* energies, uint8_t* block)
+    void turboquant_add_energies(const rows* q, size_t num_kv_heads, float* energies)
     void turboquant_decode(const turboquant_layout* layout, const uint8_t* record, int is_keys,
                            float* out)
     int turboquant_attention_c "turboquant_attention"(const turboquant_cache* cache,
@@ -134,8 +135,12 @@ cdef class TurboQuantBlocks:
         self.count += 1
         return <uint8_t*>memory
 
-    def encode(self, keys, values, Py_ssize_t start):
-        """Add the 128 tokens from `start` on of keys and values (Hkv, capacity, D) float16."""
+    def encode(self, keys, values, Py_ssize_t start, energies=None):
+        """Add the 128 tokens from `start` on of keys and values (Hkv, capacity, D) float16.
+
+        energies (Hkv, D) float32: what queries have in each channel, as `add_query_energies` counts
+        it. Keys are then coded so that such queries see the least of the error.
+        """
         cdef Buffers held = Buffers()
         cdef Cache k, v
         cdef uint8_t* block
@@ -145,12 +150,18 @@ cdef class TurboQuantBlocks:
             raise ValueError(
                 f"start: {start}, expected 0 to {<Py_ssize_t>k.capacity - TQ_BLOCK_TOKENS}"
             )
+        cdef Py_buffer* seen
+        cdef const float* weights = NULL
+        if energies is not None:
+            seen = held.get(energies, "energies", ("float32",), 2, False)
+            expect_shape(seen, "energies", self.layout.num_kv_heads, self.layout.head_dim)
+            weights = <const float*>seen.buf
         block = self.add_block(TQ_BLOCK_TOKENS)
         cdef const uint16_t* key_rows = <const uint16_t*>k.data + start * k.position_stride
         cdef const uint16_t* value_rows = <const uint16_t*>v.data + start * v.position_stride
         with nogil:
             turboquant_encode(&self.layout, key_rows, value_rows, k.head_stride, k.position_stride,
-                              block)
+                              weights, block)
 
     def trim(self, Py_ssize_t num_tokens):
         """Forget the last tokens. A block that keeps some stays as it was coded."""
@@ -219,6 +230,23 @@ cdef int expect_coded_cache(TurboQuantBlocks blocks, object keys, Cache* k, Cach
     if k.head_stride != v.head_stride or k.position_stride != v.position_stride:
         raise ValueError("values: other strides than keys, expected the same")
     return 0
+
+
+def add_query_energies(q, energies):
+    """Add the squares of q (T, Hq, D) to energies (Hkv, D) float32, token by token."""
+    cdef Buffers held = Buffers()
+    cdef View vq
+    take_rows(held, q, "q", False, &vq, 3)
+    cdef Py_buffer* sums = held.f32_out(energies, "energies", 2)
+    cdef size_t num_kv_heads = <size_t>sums.shape[0]
+    if <size_t>sums.shape[1] != vq.r.width or not num_kv_heads or vq.r.n1 % num_kv_heads:
+        raise ValueError(
+            f"energies: {_describe(energies)}, expected rows of {vq.r.width} for a divisor of"
+            f" {vq.r.n1} heads"
+        )
+    cdef float* data = <float*>sums.buf
+    with nogil:
+        turboquant_add_energies(&vq.r, num_kv_heads, data)
 
 
 def turboquant_attention(TurboQuantBlocks blocks not None, q, keys, values, Py_ssize_t kv_len,

@@ -62,6 +62,7 @@ struct encode_job {
     const struct turboquant_layout* layout;
     const uint16_t* halves[2];
     ptrdiff_t head_stride, token_stride;
+    const float* energies;
     uint8_t* block;
 };
 
@@ -71,7 +72,8 @@ static void run_encode_item(void* context, size_t item) {
     const uint16_t* rows = job->halves[item % 2] + (ptrdiff_t)head * job->head_stride;
     uint8_t* record = job->block + head * job->layout->record_bytes;
     if (item % 2 == 0) {
-        kandiga_turboquant.encode_keys(job->layout, rows, job->token_stride, record);
+        const float* energies = job->energies ? job->energies + head * job->layout->head_dim : NULL;
+        kandiga_turboquant.encode_keys(job->layout, rows, job->token_stride, energies, record);
     } else {
         kandiga_turboquant.encode_values(job->layout, rows, job->token_stride, record);
     }
@@ -79,13 +81,27 @@ static void run_encode_item(void* context, size_t item) {
 
 void turboquant_encode(const struct turboquant_layout* layout, const uint16_t* keys,
                        const uint16_t* values, ptrdiff_t head_stride, ptrdiff_t token_stride,
-                       uint8_t* block) {
+                       const float* energies, uint8_t* block) {
     struct encode_job job = {.layout = layout,
                              .halves = {keys, values},
                              .head_stride = head_stride,
                              .token_stride = token_stride,
+                             .energies = energies,
                              .block = block};
     kandiga_parallel_for(run_encode_item, &job, 2 * layout->num_kv_heads);
+}
+
+void turboquant_add_energies(const struct rows* q, size_t num_kv_heads, float* energies) {
+    const size_t group = q->n1 / num_kv_heads;
+    for (size_t token = 0; token < q->n0; token++) {
+        for (size_t head = 0; head < q->n1; head++) {
+            const float* row = row_at(q, token, head);
+            float* sums = energies + head / group * q->width;
+            for (size_t d = 0; d < q->width; d++) {
+                sums[d] += row[d] * row[d];
+            }
+        }
+    }
 }
 
 /* Coordinates (head_dim, 16) of 16 tokens in the rotated basis. */

@@ -16,10 +16,15 @@ void turboquant_make_layout(size_t num_kv_heads, size_t head_dim, int key_bits, 
 enum { TQ_KEY_SEED = 1, TQ_VALUE_SEED = 2, TQ_RESIDUAL_SEED = 3 };
 void turboquant_signs(uint64_t seed, size_t count, float* signs);
 
-/* Code 128 tokens of keys and values (num_kv_heads, 128, head_dim), halves, into a block. */
+/* Code 128 tokens of keys and values (num_kv_heads, 128, head_dim), halves, into a block. energies
+ * (num_kv_heads, head_dim): what queries have in each channel; NULL or zeros when nothing is known.
+ */
 void turboquant_encode(const struct turboquant_layout* layout, const uint16_t* keys,
                        const uint16_t* values, ptrdiff_t head_stride, ptrdiff_t token_stride,
-                       uint8_t* block);
+                       const float* energies, uint8_t* block);
+
+/* Add the squares of query rows, token by token, to the energies of their KV heads. */
+void turboquant_add_energies(const struct rows* q, size_t num_kv_heads, float* energies);
 
 /* Decode one record's keys or values: out (128, head_dim) float. */
 void turboquant_decode(const struct turboquant_layout* layout, const uint8_t* record, int is_keys,

@@ -4,6 +4,7 @@
  * turboquant_scalar.c    attention in plain C: the reference the others are tested against
  * turboquant_encode.inc  rotation and coding, plain loops over 16 vectors at a time, compiled for
  *                        every instruction set
+ * turboquant_shape.inc   codes of keys that take care of what queries look at
  * turboquant_attend.inc  attention on the codes, written once over what turboquant_<isa>.c defines
  * turboquant.h, .c       the public calls: splitting over threads, merging
  * specs/turboquant.md    the arithmetic and its reasons
@@ -79,9 +80,10 @@ struct turboquant_tile {
 };
 
 struct turboquant_ops {
-    /* Code the mean and 128 keys, or 128 values, given as halves, into a record. */
+    /* Code the mean and 128 keys, or 128 values, given as halves, into a record. energies
+     * (head_dim): what queries have in each channel, NULL or zeros when nothing is known. */
     void (*encode_keys)(const struct turboquant_layout* layout, const uint16_t* rows,
-                        ptrdiff_t stride, uint8_t* record);
+                        ptrdiff_t stride, const float* energies, uint8_t* record);
     void (*encode_values)(const struct turboquant_layout* layout, const uint16_t* rows,
                           ptrdiff_t stride, uint8_t* record);
     /* Rotate 16 vectors, or back: lanes (head_dim, 16). */

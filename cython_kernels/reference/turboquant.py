@@ -197,6 +197,63 @@ def unbiased_scale(y: F64, levels: F64) -> F64:
     return _ratio(np.sum(y * y, axis=-1), np.sum(y * levels, axis=-1))
 
 
+#: Steps of the codebook that `shaped_codes` tries: feedback widens what is to be rounded.
+SHAPE_STEPS = (1.0, 1.12, 1.25)
+#: Every channel has at least this part of the mean energy, however little has been seen of it.
+SHAPE_FLOOR = 0.01
+#: Kernels keep a few vectors of this size on the stack, and shape no longer ones.
+SHAPE_MAX_DIM = 256
+
+
+def rotated_metric(energies: ArrayLike, signs: F64) -> F64:
+    """Return M (D, D): queries of these channel energies (D,) see e M e of a rotated error e."""
+    energies = _f64(energies)
+    weights = energies / energies.mean() + SHAPE_FLOOR
+    rotation = rotate(np.eye(len(weights)), signs)
+    return rotation.T @ (weights[:, None] * rotation)
+
+
+def shaped_codes(y: ArrayLike, bits: int, metric: F64) -> tuple[I64, F64]:
+    """Return codes (N, D) of rotated rows y, and their unbiased scales (N,), by noise shaping.
+
+    Coordinates are rounded one after another, each with a target that makes up for the errors of
+    those before it: with metric = M' diag M, M lower triangular with ones on its diagonal, the
+    error is sum diag (M e)^2. Of a few steps each row has that of the least error.
+    """
+    y = _f64(y)
+    upper = np.linalg.cholesky(metric[::-1, ::-1])[::-1, ::-1]
+    feedback = (upper / np.diag(upper)).T
+    deviation = np.sqrt(np.mean(y * y, axis=1))
+    best, codes, scales = np.full(len(y), np.inf), np.zeros(y.shape, np.int64), np.zeros(len(y))
+    for factor in SHAPE_STEPS:
+        tried, decoded = _rounded_with_feedback(y, bits, feedback, deviation * factor)
+        rest = y - decoded
+        error = np.sum(rest @ metric * rest, axis=1)
+        is_better = error < best
+        best, codes[is_better] = np.where(is_better, error, best), tried[is_better]
+        levels = levels_of(tried, bits) * LEVEL_UNIT
+        unbiased = _ratio(np.sum(y @ metric * y, axis=1), np.sum(y @ metric * levels, axis=1))
+        scales = np.where(is_better, unbiased, scales)
+    return codes, scales
+
+
+def _rounded_with_feedback(y: F64, bits: int, feedback: F64, deviation: F64) -> tuple[I64, F64]:
+    """Return codes of rows y, of such a standard deviation (N,) each, and what they stand for."""
+    centroids = lloyd_max(bits)
+    borders = (centroids[:-1] + centroids[1:]) / 2
+    step = deviation * (centroids[-1] / MAX_LEVEL)
+    safe = np.where(deviation == 0, 1, deviation)
+    codes, decoded = np.zeros(y.shape, np.int64), np.zeros(y.shape)
+    for i in range(y.shape[1]):
+        z = (y[:, i] + (y - decoded)[:, :i] @ feedback[i, :i]) / safe
+        if bits == 3:
+            codes[:, i] = np.searchsorted(borders[4:], np.abs(z)) + 4 * (z < 0)
+        else:
+            codes[:, i] = np.searchsorted(borders, z)
+        decoded[:, i] = levels_of(codes[:, i], bits) * step
+    return codes, decoded
+
+
 def least_squares_scale(y: F64, levels: F64) -> F64:
     """Return <y, levels> / <levels, levels> of each row: the least squared error."""
     return _ratio(np.sum(y * levels, axis=-1), np.sum(levels * levels, axis=-1))
@@ -260,22 +317,35 @@ class CodedRows:
         return unrotate(self.rotated(), self.signs) + self.mean.astype(np.float64)
 
 
-def encode(rows: ArrayLike, bits: int, coding: Coding, *, qjl: bool = False) -> CodedRows:
+def encode(
+    rows: ArrayLike,
+    bits: int,
+    coding: Coding,
+    *,
+    qjl: bool = False,
+    energies: ArrayLike | None = None,
+) -> CodedRows:
     """Code the rows (T, D) of one block and KV head.
 
     Keys are centred on their mean, which softmax absorbs but for one product with the query a
-    block, and have the unbiased scale; values have the least-squares scale. With qjl the first
-    stage of keys has a bit less and the least-squares scale, and the residual makes it unbiased.
+    block. Scales are unbiased: the error of a sum over many tokens then averages out. With qjl the
+    first stage of keys has a bit less and the least-squares scale, and the residual makes it
+    unbiased. Keys of a head_dim that is a power of two are shaped by the `energies` (D,) of
+    queries, if any.
     """
     rows = _f64(rows)
     head_dim, is_keys = rows.shape[1], coding == "keys"
     mean = (rows.mean(axis=0) if is_keys else np.zeros(head_dim)).astype(np.float16)
     signs = rotation_signs(KEY_SEED if is_keys else VALUE_SEED, head_dim)
     y = rotate(rows - mean.astype(np.float64), signs)
+    is_shaped = energies is not None and np.any(energies) and is_keys and not qjl and bits < 8
+    if is_shaped and len(signs) == 1 and head_dim <= SHAPE_MAX_DIM:
+        codes, scales = shaped_codes(y, bits, rotated_metric(energies, signs))
+        return CodedRows(codes, scales.astype(np.float16), mean, bits, signs)
     bits -= qjl
     codes = quantize(y, bits)
     levels = levels_of(codes, bits) * LEVEL_UNIT
-    choose = unbiased_scale if is_keys and not qjl else least_squares_scale
+    choose = least_squares_scale if qjl else unbiased_scale
     coded = CodedRows(codes, choose(y, levels).astype(np.float16), mean, bits, signs)
     if not qjl:
         return coded

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from cython_kernels import add_query_energies
 from kandiga_run.kv.plain import PlainKVCache
+from kandiga_run.kv.prompt_cache import take
 from kandiga_run.kv.turboquant import Coding, TurboQuantKVCache
 
 #: From here on the time and memory saved are worth the error (specs/turboquant.md, "auto").
@@ -35,6 +37,8 @@ class AutoKVCache:
         self._shape = (num_kv_heads, head_dim, max_tokens)
         self._coding = coding
         self._plain_tokens = plain_tokens
+        #: What the compressed cache will want to know of the queries that came before it.
+        self._energies = np.zeros((num_kv_heads, head_dim), np.float32)
         self._cache: PlainKVCache | TurboQuantKVCache = PlainKVCache(
             num_kv_heads, head_dim, min(max_tokens, plain_tokens + CHUNK_ROOM), dtype
         )
@@ -57,7 +61,7 @@ class AutoKVCache:
     @property
     def nbytes(self) -> int:
         """Return the size of the arrays held."""
-        return self._cache.nbytes
+        return self._cache.nbytes + self._energies.nbytes
 
     def append(self, keys: NDArray[np.float32], values: NDArray[np.float32]) -> None:
         """Add keys and values (T, num_kv_heads, head_dim)."""
@@ -65,23 +69,27 @@ class AutoKVCache:
         is_long |= self.length + keys.shape[0] > self._plain_tokens + CHUNK_ROOM
         if is_long and isinstance(self._cache, PlainKVCache):
             coded = TurboQuantKVCache(*self._shape, self._coding)
-            coded.take_plain(*self._cache.arrays)
+            coded.take_plain(*self._cache.arrays, self._energies)
             self._cache = coded
         self._cache.append(keys, values)
 
     def attend(self, queries: NDArray[np.float32], scale: float, out: NDArray[np.float32]) -> None:
         """Attend causally from the last T tokens; queries, out (T, num_heads, head_dim)."""
         self._cache.attend(queries, scale, out)
+        if isinstance(self._cache, PlainKVCache):
+            add_query_energies(queries, self._energies)
 
     def save(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """Return how tokens are held, and the arrays of those held."""
-        return self._cache.save()
+        about, arrays = self._cache.save()
+        return about, {"energies": self._energies, **arrays}
 
     def load(self, about: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
         """Fill an empty cache with what `save` gave; ValueError when it does not fit."""
         if about["format"] == self._coding.name:
             self._cache = TurboQuantKVCache(*self._shape, self._coding)
         self._cache.load(about, arrays)
+        self._energies[:] = take(arrays, "energies", np.float32, self._energies.shape)
 
     def trim(self, num_tokens: int) -> None:
         """Forget the last tokens; what has been coded stays coded."""

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from kandiga_run.errors import RunError
 
-VERSION = 1
+VERSION = 2
 _KEY = "kandiga_prompt_cache"
 #: A document of a real state is a few bytes a token and layer.
 _MAX_TOKENS = 1 << 24

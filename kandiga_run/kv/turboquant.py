@@ -9,7 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cython_kernels import TurboQuantBlocks, kv_append, turboquant_attention
+from cython_kernels import (
+    TurboQuantBlocks,
+    add_query_energies,
+    kv_append,
+    turboquant_attention,
+)
 from kandiga_run.errors import RunError
 from kandiga_run.kv.prompt_cache import take
 
@@ -62,6 +67,8 @@ class TurboQuantKVCache:
             num_kv_heads, head_dim, coding.key_bits, coding.value_bits, qjl=coding.qjl
         )
         self._num_coded = 0
+        #: What queries had in each channel so far, (num_kv_heads, head_dim): keys are coded for it.
+        self._energies = np.zeros((num_kv_heads, head_dim), np.float32)
         self._waiting: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
 
     @staticmethod
@@ -72,7 +79,7 @@ class TurboQuantKVCache:
         )
         rows = min(num_tokens, SINK_TOKENS + BLOCK_TOKENS)
         num_blocks = max(0, num_tokens - SINK_TOKENS - 1) // BLOCK_TOKENS
-        return 4 * num_kv_heads * head_dim * rows + num_blocks * blocks.block_bytes
+        return 4 * num_kv_heads * head_dim * (rows + 1) + num_blocks * blocks.block_bytes
 
     @property
     def format(self) -> str:
@@ -92,8 +99,9 @@ class TurboQuantKVCache:
 
     @property
     def nbytes(self) -> int:
-        """Return the size of sinks, tail and blocks."""
-        return self._keys.nbytes + self._values.nbytes + self._blocks.nbytes
+        """Return the size of sinks, tail, blocks and energies."""
+        uncoded = self._keys.nbytes + self._values.nbytes
+        return uncoded + self._blocks.nbytes + self._energies.nbytes
 
     @property
     def _num_waiting(self) -> int:
@@ -125,6 +133,7 @@ class TurboQuantKVCache:
                 scale,
                 out[begin:end],
             )
+            add_query_energies(queries[begin:end], self._energies)
             if self._waiting is None:
                 return
             begin = end
@@ -147,13 +156,22 @@ class TurboQuantKVCache:
         self._num_coded -= coded
         self._num_uncoded -= num_tokens - coded
 
-    def take_plain(self, keys: NDArray[Any], values: NDArray[Any]) -> None:
-        """Fill an empty cache with keys and values (num_kv_heads, T, head_dim) of any float."""
+    def take_plain(
+        self, keys: NDArray[Any], values: NDArray[Any], energies: NDArray[np.float32] | None = None
+    ) -> None:
+        """Fill an empty cache with keys and values (num_kv_heads, T, head_dim) of any float.
+
+        energies: of the queries so far, see `add_query_energies`.
+        """
+        if energies is not None:
+            self._energies[:] = energies
         keys, values = (array.astype(np.float16, copy=False) for array in (keys, values))
         num_tokens = keys.shape[1]
         num_blocks = max(0, num_tokens - SINK_TOKENS - 1) // BLOCK_TOKENS
         for index in range(num_blocks):
-            self._blocks.encode(keys, values, SINK_TOKENS + index * BLOCK_TOKENS)
+            self._blocks.encode(
+                keys, values, SINK_TOKENS + index * BLOCK_TOKENS, self._energies
+            )
         self._num_coded = num_blocks * BLOCK_TOKENS
         self._num_uncoded = num_tokens - self._num_coded
         sinks = min(SINK_TOKENS, num_tokens)
@@ -173,6 +191,7 @@ class TurboQuantKVCache:
             "values": self._values[:, : self._num_uncoded],
             "blocks": blocks,
             "counts": np.array(self._blocks.counts_of_blocks(), np.int32),
+            "energies": self._energies,
         }
 
     def load(self, about: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -189,11 +208,13 @@ class TurboQuantKVCache:
         )
         blocks = take(arrays, "blocks", np.uint8, (num_blocks, self._blocks.block_bytes))
         counts = take(arrays, "counts", np.int32, (num_blocks,))
+        energies = take(arrays, "energies", np.float32, self._energies.shape)
         if uncoded + counts.sum() > self._max_tokens:
             raise ValueError(f"{uncoded + counts.sum()} tokens, wanted at most {self._max_tokens}")
         for block, count in zip(blocks, counts, strict=True):
             self._blocks.load(block, int(count))
         self._num_coded = self._blocks.num_tokens
+        self._energies[:] = energies
         self._keys[:, :uncoded], self._values[:, :uncoded] = keys, values
         self._num_uncoded = uncoded
 
@@ -203,7 +224,7 @@ class TurboQuantKVCache:
             return
         keys, values = self._waiting
         if self._num_uncoded == SINK_TOKENS + BLOCK_TOKENS:
-            self._blocks.encode(self._keys, self._values, SINK_TOKENS)
+            self._blocks.encode(self._keys, self._values, SINK_TOKENS, self._energies)
             self._num_coded += BLOCK_TOKENS
             self._num_uncoded = SINK_TOKENS
         count = min(keys.shape[0], self._keys.shape[1] - self._num_uncoded)

@@ -18,9 +18,11 @@ from kandiga_run.engine_checks import check_max_tokens, checked_tokens, resolve_
 from kandiga_run.errors import RunError
 from kandiga_run.experts.owned import smallest_budget
 from kandiga_run.experts.store import open_store_for
+from kandiga_run.kv.formats import KVPlan
 from kandiga_run.memory import memory_use
 from kandiga_run.memory_budget import FixedBytes, bytes_for_experts
 from kandiga_run.mlx_engine.choose import ExpertsOn
+from kandiga_run.mlx_engine.kv_attention import install
 from kandiga_run.mlx_engine.network import Network
 from kandiga_run.mlx_engine.on_mlx import WAVE_BYTES
 from kandiga_run.mlx_engine.state import MlxState
@@ -59,12 +61,8 @@ class MlxEngine:
                 f"--arithmetic {options.arithmetic}: the mlx engine uses floating point only; "
                 "use --engine native, or leave --arithmetic out"
             )
-        if options.kv not in ("auto", "fp16"):
-            raise RunError(
-                f"--kv {options.kv}: the mlx engine keeps keys and values as mlx-lm does; use "
-                "--kv fp16, or --engine native"
-            )
-        self.stats = RunStats(kv="fp16")
+        self._kv = _kv_plan(options)
+        self.stats = RunStats(kv=self._kv.name)
         self.vocab_size = _vocab_size(model.container.config)
         self._model = model
         self._budget_bytes = options.memory_bytes
@@ -87,6 +85,7 @@ class MlxEngine:
             )
             model.dense_watch.start_rest()
             self._network.read_from(self._store)
+            install(self._network.module)
             self.experts_on = self._network.experts_on
             self._states: weakref.WeakSet[MlxState] = weakref.WeakSet()
             self._share_memory()
@@ -97,7 +96,7 @@ class MlxEngine:
     def new_state(self, max_tokens: int) -> MlxState:
         """Return an empty state; mlx-lm's caches grow as tokens come, up to `max_tokens`."""
         check_max_tokens(max_tokens)
-        state = MlxState(self._open_network().module, max_tokens)
+        state = MlxState(self._open_network().module, max_tokens, self._kv)
         self._states.add(state)
         return state
 
@@ -153,6 +152,7 @@ class MlxEngine:
         output = network.module(mx.array(tokens)[None], cache=state.cache)[0].astype(mx.float32)
         output = output[-1:] if logits == "last" else output
         # mlx computes what is evaluated and no more: without logits, no head.
+        state.check_read()
         mx.eval(state.arrays() if logits is None else (output, state.arrays()))
         state.position += tokens.size
         if state.nbytes != held_bytes:
@@ -192,6 +192,17 @@ class MlxEngine:
         )
         least_bytes = smallest_budget(self._model.container)
         self._store.resize(bytes_for_experts(self._budget_bytes, fixed, least_bytes))
+
+
+def _kv_plan(options: EngineOptions) -> KVPlan:
+    """Return how keys and values are held. "auto" leaves them as mlx-lm does.
+
+    Here a compressed cache saves memory and costs time, so nobody is given it unasked.
+    """
+    if options.kv_qjl:
+        raise RunError("--kv-qjl: the mlx engine has no QJL stage; use --engine native")
+    choice = "fp16" if options.kv == "auto" else options.kv
+    return KVPlan(choice, np.dtype(np.float16), protected_layers=options.kv_protect)
 
 
 def _vocab_size(config: dict[str, Any]) -> int:

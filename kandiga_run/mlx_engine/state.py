@@ -1,4 +1,4 @@
-"""One sequence in the mlx engine: mlx-lm's own prompt cache."""
+"""One sequence in the mlx engine: mlx-lm's own prompt cache, its KV caches compressed if wanted."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from mlx_lm.models.cache import (
 )
 
 from kandiga_run.errors import RunError
+from kandiga_run.kv.formats import KVPlan
+from kandiga_run.mlx_engine.kv_attention import compressed
+from kandiga_run.mlx_engine.kv_cache import TurboQuantCache
 
 _FORMATS = {mx.float32: "f32", mx.float16: "f16", mx.bfloat16: "bf16"}
 
@@ -21,8 +24,8 @@ _FORMATS = {mx.float32: "f32", mx.float16: "f16", mx.bfloat16: "bf16"}
 class MlxState:
     """KV cache and recurrent state as the model's family wants them."""
 
-    def __init__(self, model: Any, max_tokens: int) -> None:
-        self.cache: list[Any] = make_prompt_cache(model)
+    def __init__(self, model: Any, max_tokens: int, kv: KVPlan) -> None:
+        self.cache: list[Any] = compressed(make_prompt_cache(model), kv)
         self.position = 0
         self.max_tokens = max_tokens
 
@@ -43,10 +46,11 @@ class MlxState:
         """Return how keys and values are held; several formats are joined by "+"."""
         if not self.position:
             return ""
-        arrays = (array for _, array in tree_flatten(self.arrays()) if isinstance(array, mx.array))
-        return "+".join(
-            sorted({_FORMATS[array.dtype] for array in arrays if array.dtype in _FORMATS})
-        )
+        coded = {entry.format for entry in self.cache if isinstance(entry, TurboQuantCache)}
+        plain = [entry.state for entry in self.cache if not isinstance(entry, TurboQuantCache)]
+        arrays = (array for _, array in tree_flatten(plain) if isinstance(array, mx.array))
+        dtypes = {_FORMATS[array.dtype] for array in arrays if array.dtype in _FORMATS}
+        return "+".join(sorted(coded | dtypes))
 
     @property
     def can_trim(self) -> bool:
@@ -63,6 +67,12 @@ class MlxState:
             raise RunError("this model's state cannot go back: it keeps no past tokens apart")
         trim_prompt_cache(self.cache, num_tokens)
         self.position -= num_tokens
+
+    def check_read(self) -> None:
+        """RunError when a layer computed without the keys and values of its compressed cache."""
+        for entry in self.cache:
+            if isinstance(entry, TurboQuantCache):
+                entry.check_read()
 
     def arrays(self) -> list[Any]:
         """Return what must be evaluated after a step besides the logits.

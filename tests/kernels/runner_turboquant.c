@@ -26,7 +26,8 @@ static void run_turboquant_encode(const struct test_case* c) {
     const ptrdiff_t start = (ptrdiff_t)case_size(c, "start") * token_stride;
     const uint16_t *keys = case_buffer(c, "keys"), *values = case_buffer(c, "values");
     uint8_t* block = guarded_alloc(layout.block_bytes);
-    turboquant_encode(&layout, keys + start, values + start, head_stride, token_stride, block);
+    turboquant_encode(&layout, keys + start, values + start, head_stride, token_stride,
+                      case_buffer(c, "energies"), block);
     for (size_t head = 0; head < layout.num_kv_heads; head++) {
         const size_t at = head * TQ_BLOCK_TOKENS * layout.head_dim;
         const uint8_t* record = block + head * layout.record_bytes;

@@ -145,6 +145,14 @@ def test_wrong_layouts(arguments: tuple[int, int, int, int], message: str) -> No
         ck.TurboQuantBlocks(1, 64, 8, 3, qjl=True)
 
 
+def test_energies_are_sums_of_squares_by_kv_head() -> None:
+    q = halves(1, 3, 6, 20).astype(np.float32)
+    energies = np.ones((2, 20), np.float32)
+    ck.add_query_energies(q, energies)
+    wanted = 1 + (q.astype(np.float64) ** 2).sum(axis=0).reshape(2, 3, 20).sum(axis=1)
+    np.testing.assert_allclose(energies, wanted, rtol=1e-6)
+
+
 def test_wrong_arguments() -> None:
     blocks = coded(64, 1)
     rows = halves(1, 2, 130, 64)
@@ -154,6 +162,11 @@ def test_wrong_arguments() -> None:
         blocks.encode(rows[:1], rows[:1], 0)
     with pytest.raises(ValueError, match="keys: float32"):
         blocks.encode(rows.astype(np.float32), rows.astype(np.float32), 0)
+    with pytest.raises(ValueError, match="energies: shape"):
+        blocks.encode(rows, rows, 0, np.zeros((2, 63), np.float32))
+    for shape in ((3, 64), (2, 63), (0, 64)):
+        with pytest.raises(ValueError, match="expected rows of 64 for a divisor of 4 heads"):
+            ck.add_query_energies(np.zeros((1, 4, 64), np.float32), np.zeros(shape, np.float32))
     with pytest.raises(ValueError, match="num_tokens: 129, expected 0 to 128"):
         blocks.trim(129)
     with pytest.raises(ValueError, match="index: 1, expected 0 to 0"):

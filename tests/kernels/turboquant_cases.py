@@ -59,17 +59,36 @@ def _is_sure(rows: Array, bits: int, coding: tq.Coding, qjl: bool) -> NDArray[np
     return sure
 
 
-def _encode_case(head_dim: int, heads: int, code: tuple[int, int, bool]) -> Case:
+def _is_shaped_surely(rows: Array, bits: int, energies: Array) -> NDArray[np.bool_]:
+    """Which tokens float32 must code alike: their codes stay as they are when rows or energies
+    move by far more than its rounding.
+    """
+    wanted = tq.encode(rows, bits, "keys", energies=energies).codes
+    sure, center = np.ones(len(rows), bool), rows.mean(axis=0)
+    wave = NEAR_BORDER * np.sin(np.arange(rows.size)).reshape(rows.shape)
+    for change in (wave, -wave):
+        moved = center + (rows - center) * (1 + change)
+        sure &= (tq.encode(moved, bits, "keys", energies=energies).codes == wanted).all(axis=1)
+    return sure
+
+
+def _encode_case(
+    head_dim: int, heads: int, code: tuple[int, int, bool], *, shaped: bool = False
+) -> Case:
     key_bits, value_bits, qjl = code
     start = 3
     keys = halves(1, heads, BLOCK + 7, head_dim, mean=3.0)
     values = halves(2, heads, BLOCK + 7, head_dim)
     values[0, start + 5] = 0
+    energies = np.zeros((heads, head_dim), np.float32)
+    if shaped:
+        energies[:] = np.exp(2 * np.random.default_rng(3).standard_normal(energies.shape))
+        keys[0, start + 6] = keys[0, start : start + BLOCK].mean(axis=0)
     outputs = {name: np.full((heads, BLOCK, head_dim), np.nan, np.float32) for name in "kv"}
 
     def run(arrays: Arrays) -> None:
         blocks = ck.TurboQuantBlocks(heads, head_dim, key_bits, value_bits, qjl=qjl)
-        blocks.encode(arrays["keys"], arrays["values"], start)
+        blocks.encode(arrays["keys"], arrays["values"], start, arrays["energies"])
         for head in range(heads):
             blocks.decode(0, head, arrays["k"][head], arrays["v"][head])
 
@@ -80,8 +99,18 @@ def _encode_case(head_dim: int, heads: int, code: tuple[int, int, bool]) -> Case
             coding: tq.Coding = "keys" if name == "k" else "values"
             with_qjl = qjl and name == "k"
             rows = array[:, start : start + BLOCK].astype(np.float64)
-            sure = np.array([_is_sure(r, bits, coding, with_qjl) for r in rows])
-            decoded = np.array([tq.encode(r, bits, coding, qjl=with_qjl).rows() for r in rows])
+            if name == "k" and shaped:
+                by_head = zip(rows, energies, strict=True)
+                sure = np.array([_is_shaped_surely(r, bits, e) for r, e in by_head])
+                assert sure.mean() > 0.5
+            else:
+                sure = np.array([_is_sure(r, bits, coding, with_qjl) for r in rows])
+            decoded = np.array(
+                [
+                    tq.encode(r, bits, coding, qjl=with_qjl, energies=e).rows()
+                    for r, e in zip(rows, energies, strict=True)
+                ]
+            )
             size = np.abs(rows).max(axis=2, keepdims=True)
             # A scale may round to the other half: 2^-10 of it.
             allowed = np.where(sure[..., None], (DECODE_ROUNDINGS + 2.0**-10) * size * 3, np.inf)
@@ -89,9 +118,10 @@ def _encode_case(head_dim: int, heads: int, code: tuple[int, int, bool]) -> Case
         return found
 
     return Case(
-        f"turboquant_encode-{head_dim}x{heads}-k{key_bits}v{value_bits}{'qjl' * qjl}",
+        f"turboquant_encode-{head_dim}x{heads}-k{key_bits}v{value_bits}{'qjl' * qjl}"
+        f"{'-shaped' * shaped}",
         "turboquant_encode",
-        {"keys": keys, "values": values, **outputs},
+        {"keys": keys, "values": values, "energies": energies, **outputs},
         ("k", "v"),
         run,
         expected,
@@ -216,6 +246,11 @@ def _all_cases() -> Iterator[Case]:
             # One coordinate has no residual: its sign is a toss between equal levels.
             if not (head_dim == 1 and code[2]):
                 yield _encode_case(head_dim, heads, code)
+    for head_dim, heads, code in (
+        *((64, 3, CODES[0]), (64, 2, CODES[1]), (128, 2, CODES[2]), (256, 2, CODES[1])),
+        *((1, 2, CODES[0]), (80, 1, CODES[0]), (64, 1, CODES[5])),
+    ):
+        yield _encode_case(head_dim, heads, code, shaped=True)
     for shape in SHAPES:
         yield _attention_case(shape, CODES[0], (128,), 1, 5)
         yield _attention_case(shape, CODES[1], (128, 37), 2, 9)

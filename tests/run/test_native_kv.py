@@ -96,8 +96,8 @@ def test_choices_that_cannot_work(packed: PackedModels) -> None:
         load_engine(container, engine="native", kv="kv5")
     with pytest.raises(RunError, match="belong to a compressed KV cache"):
         load_engine(container, engine="native", kv_protect=2)
-    with pytest.raises(RunError, match="--kv kv3: the mlx engine keeps"):
-        load_engine(container, engine="mlx", kv="kv3")
+    with pytest.raises(RunError, match="--kv-qjl: the mlx engine has no QJL stage"):
+        load_engine(container, engine="mlx", kv="kv3", kv_qjl=True)
 
 
 def test_command_line(packed: PackedModels, capsys: pytest.CaptureFixture[str]) -> None:

@@ -84,7 +84,7 @@ def flip(document: dict[str, Any], arrays: dict[str, Any]) -> None:
 
 
 def set_version(document: dict[str, Any], arrays: dict[str, Any]) -> None:
-    document["version"] = 2
+    document["version"] = 9
 
 
 def drop_tokens(document: dict[str, Any], arrays: dict[str, Any]) -> None:
@@ -107,7 +107,7 @@ def fewer_layers(document: dict[str, Any], arrays: dict[str, Any]) -> None:
     ("change", "message"),
     [
         (flip, r"damaged \(SHA-256 differs\)"),
-        (set_version, "of version 2, this program knows 1"),
+        (set_version, "of version 9, this program knows 2"),
         (drop_tokens, "layers of .300. tokens, wanted 7"),
         (other_model, "a prompt cache of model '0000"),
         (other_format, "layer 0 does not fit: held as kv3, wanted k4v3"),

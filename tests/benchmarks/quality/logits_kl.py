@@ -32,7 +32,10 @@ def kl_divergence(
 
 @dataclass(frozen=True)
 class Summary:
-    """Figures over all positions. KL in nats; perplexities over positions with a next token."""
+    """Figures over all positions. KL in nats; perplexities over positions with a next token.
+
+    log_perplexity_error: standard error of the difference between the two log perplexities.
+    """
 
     num_tokens: int
     kl_mean: float
@@ -42,6 +45,7 @@ class Summary:
     top1_agreement: float
     perplexity: float
     reference_perplexity: float
+    log_perplexity_error: float
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures as plain JSON values."""
@@ -90,6 +94,7 @@ class Comparison:
         if not sum(map(len, self._nll)):
             raise ValueError("nothing was compared")
         kl = np.concatenate(self._kl)
+        nll, reference_nll = np.concatenate(self._nll), np.concatenate(self._reference_nll)
         return Summary(
             num_tokens=len(kl),
             kl_mean=float(kl.mean()),
@@ -97,6 +102,7 @@ class Comparison:
             kl_p99=float(np.quantile(kl, 0.99)),
             kl_max=float(kl.max()),
             top1_agreement=float(np.concatenate(self._agrees).mean()),
-            perplexity=float(np.exp(np.concatenate(self._nll).mean())),
-            reference_perplexity=float(np.exp(np.concatenate(self._reference_nll).mean())),
+            perplexity=float(np.exp(nll.mean())),
+            reference_perplexity=float(np.exp(reference_nll.mean())),
+            log_perplexity_error=float((nll - reference_nll).std() / np.sqrt(len(nll))),
         )
