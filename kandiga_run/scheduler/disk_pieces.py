@@ -14,6 +14,7 @@ import queue
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from time import time
 
 from kandiga_run.errors import RunError
 from kandiga_run.kv.prompt_cache import StateIdentity, read_prompt_cache, save_prompt_cache
@@ -23,6 +24,8 @@ from kandiga_run.scheduler.prefix_cache import StoredPiece, Tokens, key_after
 _log = logging.getLogger(__name__)
 
 _SUFFIX = ".kvpiece"
+# A file that was not finished for so long will not be: another process is not writing it.
+_ABANDONED_SECONDS = 3600
 _ENDS = {"end": True, "part": False}
 
 
@@ -65,7 +68,7 @@ class DiskPieces:
         self._lock = threading.Lock()
         self._files: dict[str, _File] = {}
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # prompts are private
             for path in folder.iterdir():
                 self._take_in(path)
         except OSError as error:
@@ -151,7 +154,11 @@ class DiskPieces:
         self._make_room()
 
     def _take_in(self, path: Path) -> None:
-        """Note a file, if its name is one of ours."""
+        """Note a file, if its name is one of ours; remove what a killed process left."""
+        if path.name.endswith(f"{_SUFFIX}.partial"):
+            if time() - path.stat().st_mtime > _ABANDONED_SECONDS:
+                path.unlink(missing_ok=True)
+            return
         words = path.name.removesuffix(_SUFFIX).split("-")
         if not path.name.endswith(_SUFFIX) or len(words) != 4 or words[3] not in _ENDS:
             return

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from kandiga_run.engine import BudgetedEngine, Engine, ResumingEngine, State
 from kandiga_run.errors import RunError
@@ -94,12 +97,24 @@ class KeptPrompts:
             return self._engine.new_state(max_tokens), match.known_tokens
         return self._engine.new_state(max_tokens), 0
 
-    def keep_prompt(self, state: State, prompt: Sequence[int], known_tokens: int) -> None:
-        """Keep what was read of a prompt up to the state's position, if that is a place to keep."""
+    def shared_tokens(self, prompt: NDArray[np.int32], other: NDArray[np.int32]) -> int:
+        """Return how many tokens of a prompt need not be read once another one has been."""
+        if self.cache is None:
+            return 0
+        length = min(len(prompt) - 1, len(other))
+        differs = np.flatnonzero(prompt[:length] != other[:length])
+        common = int(differs[0]) if differs.size else length
+        return common // self._chunk_tokens * self._chunk_tokens
+
+    def keep_prompt(self, state: State, prompt: Sequence[int], branches: Set[int]) -> None:
+        """Keep what was read of a prompt up to the state's position, if that is a place to keep.
+
+        branches: numbers of tokens after which other prompts go on otherwise.
+        """
         position, chunk = state.position, self._chunk_tokens
         if position % chunk == 0:
             is_last = position + chunk >= len(prompt)
-            self._keep(state, prompt[:position], is_last or position == known_tokens)
+            self._keep(state, prompt[:position], is_last or position in branches)
         elif self._whole_turns and position == len(prompt):
             self._keep(state, prompt, True)
 

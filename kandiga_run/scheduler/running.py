@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import perf_counter
 from typing import Literal
 
@@ -23,37 +24,74 @@ class Running:
     new state then reads the prompt and the tokens chosen so far again.
     """
 
-    def __init__(self, ticket: Ticket, answer: Answer, state: State, known_tokens: int) -> None:
-        """known_tokens: see `KeptPrompts.new_state`."""
-        self.ticket, self.answer, self.state = ticket, answer, state
-        self.known_tokens = known_tokens
+    def __init__(self, ticket: Ticket, answer: Answer, max_tokens: int) -> None:
+        """max_tokens: what its state must have room for. There is none before `begin`."""
+        self.ticket, self.answer, self.max_tokens = ticket, answer, max_tokens
         self.prompt = np.asarray(ticket.request.prompt_tokens, dtype=np.int32)
-        self.cached_tokens = state.position
-        self.stats = GenerationStats(reused_tokens=self.cached_tokens)
+        self.stats = GenerationStats()
         self.started = perf_counter()
+        #: numbers of tokens after which other prompts go on otherwise
+        self.branches: set[int] = set()
         #: Whether a step together with others failed: it takes the next one alone.
         self.is_suspect = False
-        ticket.tell(Prefilled(self.cached_tokens, len(self.prompt)))
+        self._state: State | None = None
+
+    def begin(self, new_state: Callable[[], tuple[State, int]]) -> None:
+        """Take a state, and drop a former one first: both may not fit into memory.
+
+        new_state: `KeptPrompts.new_state`. What it knows of the prompt was not read for this answer
+        if nothing has been chosen yet.
+        """
+        self._state = None
+        self._state, known_tokens = new_state()
+        self.branches.add(known_tokens)
+        if not self.answer.token_ids:
+            self.stats.reused_tokens = self.position
+            self.ticket.tell(Prefilled(self.position, len(self.prompt)))
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether it has a state."""
+        return self._state is not None
+
+    @property
+    def state(self) -> State:
+        """Return the state; ValueError when there is none."""
+        if self._state is None:
+            raise ValueError("this sequence has not begun")
+        return self._state
+
+    @property
+    def position(self) -> int:
+        """Return how many tokens the state has seen."""
+        state = self._state
+        return state.position if state else 0
+
+    @property
+    def state_bytes(self) -> int:
+        """Return the size of the state. Any thread may ask."""
+        state = self._state
+        return state.nbytes if state else 0
 
     @property
     def is_prefilling(self) -> bool:
         """Whether a part of the prompt has not been read."""
-        return self.state.position < len(self.prompt)
+        return self.position < len(self.prompt)
 
     @property
     def next_input(self) -> int:
         """Return the token to compute next: the last one chosen, or one to be read again."""
-        return self.answer.token_ids[self.state.position - len(self.prompt)]
+        return self.answer.token_ids[self.position - len(self.prompt)]
 
     @property
     def wants_token(self) -> bool:
         """Whether the state has seen all there is, so that the next token can be chosen."""
-        return self.state.position == len(self.prompt) + len(self.answer.token_ids)
+        return self.position == len(self.prompt) + len(self.answer.token_ids)
 
     @property
     def seen_tokens(self) -> list[int]:
         """Return the tokens the state has seen."""
-        return [*self.prompt.tolist(), *self.answer.token_ids][: self.state.position]
+        return [*self.prompt.tolist(), *self.answer.token_ids][: self.position]
 
     def prefilled(self, count: int, seconds: float, counters: RunStats) -> None:
         """Note that `count` more tokens of the prompt have been read."""
@@ -61,7 +99,7 @@ class Running:
         self.stats.prefill = self.stats.prefill.plus(counters)
         if not self.answer.token_ids:
             self.stats.prompt_tokens += count
-            self.ticket.tell(Prefilled(self.state.position, len(self.prompt)))
+            self.ticket.tell(Prefilled(self.position, len(self.prompt)))
 
     def decoded(self, seconds: float, counters: RunStats) -> None:
         """Note a step of one token."""
@@ -86,7 +124,7 @@ class Running:
         ended = reason or self.answer.finish_reason
         if ended is None:
             raise ValueError("the answer has not ended")
-        usage = Usage(len(self.prompt), self.cached_tokens, self.stats.generated_tokens)
+        usage = Usage(len(self.prompt), self.stats.reused_tokens, self.stats.generated_tokens)
         self.ticket.tell(Finished(ended, usage, self.stats))
 
     def fail(self, error: Exception) -> None:

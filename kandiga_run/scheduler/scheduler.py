@@ -119,7 +119,7 @@ class Scheduler:
             generated_tokens=counters.generated_tokens,
             prefill_tokens_per_second=counters.prefill_rate.per_second,
             decode_tokens_per_second=counters.decode_rate.per_second,
-            state_bytes=sum(one.state.nbytes for one in running),
+            state_bytes=sum(one.state_bytes for one in running),
             cache_entries=cache.entries if cache else 0,
             cache_bytes=cache.nbytes if cache else 0,
             cache_capacity_bytes=cache.capacity_bytes if cache else 0,

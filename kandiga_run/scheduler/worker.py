@@ -61,7 +61,6 @@ class Worker:
             self._counters.failed += 1
             ticket.tell(Failed(error))
             return
-        self._counters.cached_tokens += one.cached_tokens
         self.running = (*self.running, one)
 
     def step(self) -> None:
@@ -91,23 +90,22 @@ class Worker:
             limit=limit,
             mask=request.constraint,
         )
-        state, known_tokens = self._kept.new_state(request.prompt_tokens, num_prompt + limit)
-        return Running(ticket, answer, state, known_tokens)
+        return Running(ticket, answer, num_prompt + limit)
 
     def _prefill_some(self) -> None:
         """Read the next chunk of one prompt; prompts take turns."""
-        prefilling = [one for one in self.running if one.is_prefilling]
-        if not prefilling:
+        one = self._next_prefill()
+        if one is None:
             return
-        self._turn += 1
-        one = prefilling[self._turn % len(prefilling)]
-        start = one.state.position
+        if not one.has_begun and not self._begin(one):
+            return
+        start = one.position
         chunk = one.prompt[start : (start // self._chunk_tokens + 1) * self._chunk_tokens]
         stats = self._engine.stats
         before, started = stats.snapshot(), perf_counter()
         try:
             logits = self._engine.forward(chunk, one.state)
-            self._kept.keep_prompt(one.state, one.ticket.request.prompt_tokens, one.known_tokens)
+            self._kept.keep_prompt(one.state, one.ticket.request.prompt_tokens, one.branches)
         except Exception as error:
             self._fail(one, error)
             return
@@ -120,6 +118,28 @@ class Worker:
         one.prefilled(len(chunk), seconds, stats.minus(before))
         if one.wants_token:
             self._choose(one, logits[-1])
+
+    def _next_prefill(self) -> Running | None:
+        """Return whose turn it is; who would read what another is reading waits for that one."""
+        prefilling = [one for one in self.running if one.is_prefilling]
+        ready = [
+            one
+            for index, one in enumerate(prefilling)
+            if one.has_begun or not self._waits(one, prefilling[:index])
+        ]
+        if not ready:
+            return None
+        self._turn += 1
+        return ready[self._turn % len(ready)]
+
+    def _waits(self, one: Running, before: Sequence[Running]) -> bool:
+        """Whether one of those before is reading chunks that this one, not begun, wants too."""
+        for other in before:
+            shared = self._kept.shared_tokens(one.prompt, other.prompt)
+            if shared > other.position:
+                other.branches.add(shared)
+                return True
+        return False
 
     def _decode_all(self) -> None:
         decoding = [one for one in self.running if not one.is_prefilling]
@@ -171,15 +191,19 @@ class Worker:
         for one in together:
             one.is_suspect = True
             if not engine.can_go_on(one.state):
-                self._begin_again(one)
+                self._begin(one)
 
-    def _begin_again(self, one: Running) -> None:
-        """Give a sequence whose state broke a new one, which reads everything again."""
-        prompt, max_tokens = one.ticket.request.prompt_tokens, one.state.max_tokens
+    def _begin(self, one: Running) -> bool:
+        """Give a sequence a new state, with what is kept of its prompt, or fail it."""
+        prompt = one.ticket.request.prompt_tokens
         try:
-            one.state, one.known_tokens = self._kept.new_state(prompt, max_tokens)
+            one.begin(lambda: self._kept.new_state(prompt, one.max_tokens))
         except Exception as error:
             self._fail(one, error)
+            return False
+        if not one.answer.token_ids:
+            self._counters.cached_tokens += one.position
+        return True
 
     def _choose(self, one: Running, logits: NDArray[np.float32]) -> None:
         """Choose the next token of a sequence, which may be its last."""

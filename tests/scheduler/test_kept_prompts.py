@@ -112,6 +112,21 @@ def test_a_shared_beginning_is_read_once(open_engine: Callable[..., Engine], fam
 
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_5_moe"])
+def test_prompts_that_come_together_are_read_once(
+    open_engine: Callable[..., Engine], family: str
+) -> None:
+    engine = open_engine(family)
+    system = text(0, 5 * CHUNK + 3)
+    prompts = [system] * 3 + [system + text(1, 50)]
+    expected = [alone(engine, prompt) for prompt in prompts]
+    scheduler = start(engine, max_running=4)
+    answers = ask(scheduler, *prompts)
+    scheduler.close()
+    assert [ids for ids, _ in answers] == expected
+    assert sorted(cached for _, cached in answers) == [0] + [5 * CHUNK] * 3
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_5_moe"])
 def test_whole_turns_leave_only_what_is_new(
     open_engine: Callable[..., Engine], family: str
 ) -> None:
