@@ -9,6 +9,7 @@ import traceback
 from typing import Any, NoReturn
 
 import click
+from click.shell_completion import shell_complete
 
 from kandiga_pack.commands import COMMANDS
 from kandiga_pack.commands.options import EXIT_CODES_HELP
@@ -16,6 +17,8 @@ from kandiga_pack.errors import describe
 from kandiga_pack.exit_codes import ExitCode
 from kandiga_pack.interrupts import interrupt_on
 from kandiga_pack.output import Output
+
+_COMPLETE_VARIABLE = "_KANDIGA_PACK_COMPLETE"
 
 
 @click.group(
@@ -57,5 +60,12 @@ def run(arguments: list[str] | None = None) -> ExitCode:
 
 def main() -> NoReturn:
     """Entry point of `kandiga-pack`."""
+    if _COMPLETE_VARIABLE in os.environ:
+        # A shell asks how to go on; `kandiga-run completion` prints what makes it ask.
+        sys.exit(
+            shell_complete(
+                cli, {}, "kandiga-pack", _COMPLETE_VARIABLE, os.environ[_COMPLETE_VARIABLE]
+            )
+        )
     interrupt_on(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     sys.exit(run(sys.argv[1:]))

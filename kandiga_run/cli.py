@@ -18,6 +18,7 @@ import click
 
 from kandiga_run.cli_options import Invocation
 from kandiga_run.commands import COMMANDS
+from kandiga_run.commands.completion import COMPLETE_VARIABLES
 from kandiga_run.commands.model_argument import reads_like_a_prompt
 from kandiga_run.exit_codes import HELP, ExitCode
 from kandiga_run.failures import describe
@@ -34,7 +35,7 @@ class _Group(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Return the command that the first argument names, or `run` for a prompt."""
         word = args[0]
-        if self.get_command(ctx, word) is None:
+        if self.get_command(ctx, word) is None and not ctx.resilient_parsing:
             if reads_like_a_prompt(word):
                 return super().resolve_command(ctx, ["run", *args])
             raise click.UsageError(self._unknown(ctx, word), ctx)
@@ -69,6 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             # A locale without the characters of an answer shows "?" and goes on.
             stream.reconfigure(errors="replace")
+    if COMPLETE_VARIABLES[PROGRAM] in os.environ:
+        return _complete()
     invocation = Invocation()
     try:
         # Not click's own main: it would take Ctrl-C and a closed pipe for itself.
@@ -88,6 +91,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BaseException as error:
         return _report(error, invocation)
     return ExitCode.OK
+
+
+def _complete() -> int:
+    """Answer a shell that asks how to go on; never a word on stderr, which would be in its way."""
+    from click.shell_completion import shell_complete
+
+    variable = COMPLETE_VARIABLES[PROGRAM]
+    return shell_complete(cli, {}, PROGRAM, variable, os.environ[variable])
 
 
 def _report(error: BaseException, invocation: Invocation) -> int:

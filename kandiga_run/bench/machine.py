@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from cython_kernels import available_isas, cpu_count
 from kandiga_run.memory import physical_bytes
 
 
@@ -31,13 +30,16 @@ class Machine:
 
 def this_machine() -> Machine:
     """Return what this machine is."""
+    # Here, so that the rest can be asked where kernels cannot be loaded.
+    from cython_kernels import available_isas, cpu_count
+
     return Machine(
         cpu=cpu_name(),
         num_cpus=cpu_count(),
         memory_bytes=physical_bytes(),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         isas=available_isas(),
-        transparent_huge_pages=_huge_page_setting(),
+        transparent_huge_pages=huge_page_setting(),
         busy=busy_share(),
         versions={
             "kandiga-kexp": _version("kandiga-kexp"),
@@ -81,7 +83,8 @@ def _processor_ticks() -> list[int] | None:
     return [int(word) for word in line.split()[1:9]]
 
 
-def _huge_page_setting() -> str | None:
+def huge_page_setting() -> str | None:
+    """Return "always", "madvise" or "never"; None where there is no such setting."""
     if sys.platform != "linux":
         return None
     try:
