@@ -2,16 +2,24 @@
 
 import io
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 
 import pexpect
 import pyte
+from rich.console import Console
+from rich.style import Style
+from rich.text import Text
 
 TIMEOUT_SECONDS = 60.0
 CTRL_C, CTRL_D, CTRL_O, ALT_ENTER, TAB = "\x03", "\x04", "\x0f", "\x1b\r", "\t"
 ARROW_UP = "\x1b[A"
+
+# pyte knows no dimmed text: grey comes nearest.
+_DIM = re.compile(rb"(\x1b\[(?:\d;)*)2((?:;\d)*m)")
 
 
 class TerminalScreen:
@@ -22,6 +30,7 @@ class TerminalScreen:
         command: Sequence[str],
         *,
         environment: Mapping[str, str] | None = None,
+        folder: Path | None = None,
         columns: int = 80,
         rows: int = 24,
     ) -> None:
@@ -29,7 +38,12 @@ class TerminalScreen:
         for name in ("NO_COLOR", "COLUMNS", "LINES", "PYTEST_CURRENT_TEST"):
             environment.pop(name, None)
         self._child = pexpect.spawn(
-            command[0], list(command[1:]), env=environment, dimensions=(rows, columns), timeout=5
+            command[0],
+            list(command[1:]),
+            env=environment,
+            cwd=folder,
+            dimensions=(rows, columns),
+            timeout=5,
         )
         self._child.delaybeforesend = None
         self.screen = _AnsweringScreen(columns, rows, self._child.send)
@@ -92,8 +106,13 @@ class TerminalScreen:
         except (pexpect.TIMEOUT, pexpect.EOF):
             return False
         self.written += data
-        self._stream.feed(data)
+        self._stream.feed(_DIM.sub(rb"\g<1>90\g<2>", data))
         return True
+
+    def resize(self, columns: int, rows: int) -> None:
+        """Change the size of the window; what stands on it is cut, not wrapped anew."""
+        self.screen.resize(rows, columns)
+        self._child.setwinsize(rows, columns)
 
     def exit_code(self) -> int:
         """Wait for the end."""
@@ -124,36 +143,36 @@ def _cells(line: Mapping[int, pyte.screens.Char], screen: pyte.Screen) -> list[p
 
 def screenshot_svg(terminal: TerminalScreen, path: Path, *, title: str) -> None:
     """Write the whole of what a terminal has shown as a picture, with its colours."""
-    from rich.color import Color
-    from rich.console import Console
-    from rich.style import Style
-    from rich.text import Text
-
-    def colour(name: str) -> Color | None:
-        if name == "default":
-            return None
-        names = {"brown": "yellow", "brightbrown": "bright_yellow"}
-        if len(name) == 6 and all(letter in "0123456789abcdefABCDEF" for letter in name):
-            return Color.parse("#" + name)
-        return Color.parse(names.get(name, name.replace("bright", "bright_")))
-
     screen = terminal.screen
     console = Console(record=True, width=screen.columns, file=io.StringIO())
     lines = [*terminal.scrolled, *(screen.buffer[row] for row in range(screen.lines))]
-    last = len(terminal.rows)
-    for line in lines[:last]:
+    for line in lines[: len(terminal.rows)]:
         text = Text()
-        for cell in _cells(line, screen):
-            style = Style(
-                color=colour(cell.fg),
-                bgcolor=colour(cell.bg),
-                bold=cell.bold,
-                italic=cell.italics,
-                underline=cell.underscore,
-                reverse=cell.reverse,
-            )
-            text.append(cell.data, style)
+        for style, cells in groupby(_cells(line, screen), key=_style):
+            text.append("".join(cell.data for cell in cells), style)
         text.rstrip()
         console.print(text, soft_wrap=True)
+    svg = console.export_svg(title=title)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(console.export_svg(title=title))
+    # Whoever looks at the picture fetches no font.
+    path.write_text(re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL))
+
+
+def _style(cell: pyte.screens.Char) -> Style:
+    return Style(
+        color=_colour(cell.fg),
+        bgcolor=_colour(cell.bg),
+        bold=cell.bold,
+        italic=cell.italics,
+        underline=cell.underscore,
+        reverse=cell.reverse,
+    )
+
+
+def _colour(name: str) -> str | None:
+    """Return a colour of pyte by rich's name for it."""
+    if name == "default":
+        return None
+    if re.fullmatch("[0-9a-fA-F]{6}", name):
+        return "#" + name
+    return name.replace("brown", "yellow").replace("bright", "bright_")

@@ -56,7 +56,7 @@ class LineEditor:
     def read(self) -> str:
         """Return the next message."""
         typed, self._typed = self._typed, ""
-        return message_of(self._session.prompt(_PROMPT, default=typed))
+        return message_of(self._session.prompt([("bold", _PROMPT)], default=typed))
 
     def type_ahead(self, text: str) -> None:
         """Begin the next line with what was typed during an answer."""

@@ -35,7 +35,10 @@ def main(folder: Path, answers: Path) -> None:
     prompts = chatml_prompts(folder, plan.get("template", CHATML))
     scripts = [script(prompts, answer) for answer in plan["answers"]]
     talk, engine = conversation(
-        prompts, scripts, context_tokens=4000, max_tokens=plan.get("max_tokens", 2000)
+        prompts,
+        scripts,
+        context_tokens=plan.get("context_tokens", 4000),
+        max_tokens=plan.get("max_tokens", 2000),
     )
     engine.state_type = MarkingState
     engine.before_forward = lambda: time.sleep(plan.get("seconds_per_token", 0))

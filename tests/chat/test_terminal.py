@@ -1,6 +1,7 @@
 """Messages in, answers on stdout, the rest on stderr: no terminal needed."""
 
 import io
+import json
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,12 +10,14 @@ from typing import Any
 import pytest
 
 from kandiga_run.chat.commands import COMMANDS
+from kandiga_run.chat.json_view import JsonView
+from kandiga_run.chat.line_input import PlainReader, message_of, needs_more
 from kandiga_run.chat.plain_view import PlainView
 from kandiga_run.chat.terminal import ChatTerminal
 from kandiga_run.chat.views import ViewSettings
 from kandiga_run.errors import RunError
 from kandiga_run.output import Output
-from scripted_engine import ScriptedEngine, chatml_prompts, conversation, script
+from scripted_engine import CHATML, ScriptedEngine, chatml_prompts, conversation, script
 
 
 class Lines:
@@ -182,3 +185,74 @@ def test_control_characters_do_not_reach_a_terminal() -> None:
     output.text("a\x1b[2J\tb\n\x07é")
     assert isinstance(output.stdout, io.StringIO)
     assert output.stdout.getvalue() == "a\ufffd[2J\tb\n\ufffdé"
+
+
+class TestPlainInput:
+    """Lines from a pipe."""
+
+    @pytest.mark.parametrize(
+        ("data", "messages"),
+        [
+            (b"one\ntwo\n", ["one", "two"]),
+            (b"one\r\ntwo", ["one", "two"]),
+            (b"one \\\ntwo\nthree\n", ["one \ntwo", "three"]),
+            (b'"""\none\n\ntwo\n"""\nthree\n', ["one\n\ntwo", "three"]),
+            (b'"""one"""\n', ["one"]),
+            (b"one\\", ["one"]),
+            ("n\u00e9e\n".encode(), ["n\u00e9e"]),
+        ],
+    )
+    def test_messages(self, data: bytes, messages: list[str]) -> None:
+        reader = PlainReader(io.BytesIO(data).readline)
+        assert [reader.read() for _ in messages] == messages
+        with pytest.raises(EOFError):
+            reader.read()
+
+    def test_an_end_within_quotes(self) -> None:
+        with pytest.raises(RunError, match="ends within"):
+            PlainReader(io.BytesIO(b'"""one\n').readline).read()
+
+    def test_what_goes_on(self) -> None:
+        assert needs_more("a\\")
+        assert needs_more('"""')
+        assert needs_more('"""a')
+        assert not needs_more('"""a"""')
+        assert not needs_more('a """')
+        assert message_of('"""\n a \n"""') == " a "
+
+
+class TestReasoningInPipes:
+    """Answers alone go to stdout."""
+
+    ANSWER = "<think>\nhm\n</think>\n\nYes."
+
+    @pytest.mark.parametrize(
+        ("shown", "stderr"), [("collapse", ""), ("hide", ""), ("show", "hm\n")]
+    )
+    def test_reasoning(self, tmp_path: Path, shown: str, stderr: str) -> None:
+        prompts = chatml_prompts(tmp_path, CHATML + "{# <think> </think> #}")
+        talk, _ = conversation(prompts, [script(prompts, self.ANSWER)])
+        output = Output(stdout=io.StringIO(), stderr=io.StringIO())
+        view = ViewSettings(reasoning=shown)
+        terminal = ChatTerminal(
+            talk, output, Lines(["One?"]), PlainView(output, view), is_interactive=False
+        )
+        terminal.run()
+        assert output.stdout.getvalue() == "Yes.\n"
+        assert output.stderr.getvalue() == stderr
+
+
+def test_one_json_object_an_answer(tmp_path: Path) -> None:
+    prompts = chatml_prompts(tmp_path, CHATML + "{# <think> </think> #}")
+    scripts = [script(prompts, "<think>hm</think>Yes."), script(prompts, "No.")]
+    talk, _ = conversation(prompts, scripts)
+    output = Output(is_json=True, stdout=io.StringIO(), stderr=io.StringIO())
+    view = JsonView(output, talk, "models/x")
+    ChatTerminal(talk, output, Lines(["One?", "/system", "Two?"]), view, is_interactive=False).run()
+    first, second = (json.loads(line) for line in output.stdout.getvalue().splitlines())
+    assert (first["text"], first["reasoning"], first["finish_reason"]) == ("Yes.", "hm", "stop")
+    assert second["text"] == "No."
+    assert second["usage"]["reused_prompt_tokens"] == 0  # the template left the reasoning out
+    assert first["model"] == "models/x"
+    assert first["stats"]["engine"] == "bigram"
+    assert output.stderr.getvalue() == "system prompt: (none)\n"
