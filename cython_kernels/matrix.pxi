@@ -104,6 +104,7 @@ cdef class Matrix:
 
     cdef kandiga_matrix c
     cdef Buffers buffers
+    cdef Buffers bias_buffers
     cdef readonly Py_ssize_t nbytes
 
     def __init__(self):
@@ -168,6 +169,35 @@ cdef class Matrix:
         self.c.weight = self.hold(weight, "weight", _BUFFER_TYPES[dtype], weight_bytes)
         return self
 
+    def move(self, weight, scales=None, biases=None):
+        """Read from other buffers from here on, which hold the same bytes as those so far.
+
+        Calls that were bound to this matrix follow. Not to be called while a kernel runs. Raises
+        ValueError naming the argument.
+        """
+        dtype = next(name for name, value in _DTYPES.items() if value == self.c.dtype)
+        cdef Buffers before = self.buffers
+        cdef Py_ssize_t groups_bytes, weight_bytes, nbytes = self.nbytes
+        cdef kandiga_matrix moved = self.c
+        self.buffers = Buffers()
+        try:
+            if self.c.bits:
+                groups_bytes = (self.c.out_features * (self.c.in_features // self.c.group_size)
+                                * _ITEMSIZES[dtype])
+                weight_bytes = self.c.out_features * self.c.in_features * self.c.bits // 8
+                moved.weight = self.hold(weight, "weight", ("uint32", "uint8"), weight_bytes)
+                moved.scales = self.hold(scales, "scales", _BUFFER_TYPES[dtype], groups_bytes)
+                moved.zeros = self.hold(biases, "biases", _BUFFER_TYPES[dtype], groups_bytes)
+            else:
+                weight_bytes = self.c.out_features * self.c.in_features * _ITEMSIZES[dtype]
+                moved.weight = self.hold(weight, "weight", _BUFFER_TYPES[dtype], weight_bytes)
+        except BaseException:
+            self.buffers = before
+            raise
+        finally:
+            self.nbytes = nbytes
+        self.c = moved
+
     cdef const void* hold(self, object array, str name, tuple types, Py_ssize_t nbytes) except NULL:
         cdef Py_buffer* view = self.buffers.get(array, name, types, -1, False)
         if view.len != nbytes:
@@ -196,6 +226,7 @@ cdef Matrix _new_matrix(Py_ssize_t out_features, Py_ssize_t in_features, object 
     matrix.c.in_features = in_features
     if bias is not None:
         matrix.c.bias = matrix.hold(bias, "bias", ("float32",), out_features * 4)
+    matrix.bias_buffers, matrix.buffers = matrix.buffers, Buffers()
     return matrix
 
 

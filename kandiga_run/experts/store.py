@@ -11,8 +11,8 @@ Which store "auto" takes, looked at in this order when a model is opened:
 | memory                                         | store  | dense weights                    |
 |------------------------------------------------|--------|----------------------------------|
 | the user gave a budget                         | owned  | copied to huge pages, counted    |
-| experts take at most 85 % of what is available | mapped | mapped, read in as huge pages    |
-| 90 % of the experts are in the page cache      | mapped | mapped, read in as huge pages    |
+| experts take at most 85 % of what is available | mapped | copied to huge pages if they fit |
+| 90 % of the experts are in the page cache      | mapped | copied to huge pages if they fit |
 | anything else: half of what is available       | owned  | copied to huge pages             |
 
 Available is what may be taken without swapping: page cache that can be dropped included, within

@@ -48,12 +48,9 @@ class DenseCopy:
 
     def __init__(self, model: Model) -> None:
         self._model = model
-        by_shard: dict[int, list[DenseTensor]] = {}
-        for tensor in model.dense.values():
-            by_shard.setdefault(tensor.shard, []).append(tensor)
         self._areas = {
             number: _area(model.container.shards[number], tensors)
-            for number, tensors in by_shard.items()
+            for number, tensors in self._by_shard(model.dense).items()
         }
 
     def array(self, name: str) -> NDArray[Any]:
@@ -83,16 +80,35 @@ class DenseCopy:
         Each piece is shown to the model's dense watch while it is in the core's cache. Raises
         KexpError when the file cannot be read.
         """
+        readers = ReaderPool()
+        try:
+            for number, tensors in self._by_shard(names).items():
+                self._fill_area(self._areas[number], tensors, readers, gave_up)
+        finally:
+            readers.close()
+
+    def fill_alone(self, names: Iterable[str], gave_up: GaveUp) -> None:
+        """Copy tensors that the dense watch has seen, in this thread and no other.
+
+        Raises KexpError as `fill`.
+        """
+        for number, tensors in self._by_shard(names).items():
+            area = self._areas[number]
+            file = DirectFile(area.shard.path, area.shard.fd)
+            try:
+                for offset, length in pieces(tensors, HUGE_PAGE):
+                    if gave_up():
+                        return
+                    self._fill_piece(area, file, offset, length, is_shown=False)
+            finally:
+                file.close()
+
+    def _by_shard(self, names: Iterable[str]) -> dict[int, list[DenseTensor]]:
         by_shard: dict[int, list[DenseTensor]] = {}
         for name in names:
             tensor = self._model.dense[name]
             by_shard.setdefault(tensor.shard, []).append(tensor)
-        readers = ReaderPool()
-        try:
-            for number, tensors in by_shard.items():
-                self._fill_area(self._areas[number], tensors, readers, gave_up)
-        finally:
-            readers.close()
+        return by_shard
 
     def _fill_area(
         self, area: _Area, tensors: list[DenseTensor], readers: ReaderPool, gave_up: GaveUp
@@ -109,7 +125,9 @@ class DenseCopy:
             pending.drain()
             file.close()
 
-    def _fill_piece(self, area: _Area, file: DirectFile, offset: int, length: int) -> None:
+    def _fill_piece(
+        self, area: _Area, file: DirectFile, offset: int, length: int, *, is_shown: bool = True
+    ) -> None:
         """Worker: the piece and the rest of its first and last page, as direct reads want it."""
         first = offset // DIRECT_ALIGN * DIRECT_ALIGN
         end = -(-(offset + length) // DIRECT_ALIGN) * DIRECT_ALIGN
@@ -120,8 +138,9 @@ class DenseCopy:
                 raise area.shard.unreadable(error, offset) from error
             if count < offset + length - first:
                 raise area.shard.ended(offset)
-            start = offset - first
-            self._model.dense_watch.saw(offset, buffer[start : start + length])
+            if is_shown:
+                start = offset - first
+                self._model.dense_watch.saw(offset, buffer[start : start + length])
 
 
 def _area(shard: Shard, tensors: list[DenseTensor]) -> _Area:

@@ -38,6 +38,8 @@ class Weights:
         self.used: set[str] = set()
         #: those of them of which a token touches one row: an embedding that is not the head too
         self.by_row: set[str] = set()
+        #: the matrices read in full, and the names of what each was made of
+        self.matrices: list[tuple[Matrix, tuple[str, ...]]] = []
         #: of one token with all matrices taken so far
         self.multiply_adds = 0
         self._ignored: set[str] = set()
@@ -83,17 +85,22 @@ class Weights:
         bias_values = self.vector(f"{name}.bias", out_features) if bias else None
         if f"{name}.scales" in self:
             arithmetic = "int16" if chooses and self.arithmetic == "int8" else self.arithmetic
-            return self._affine(name, out_features, in_features, bias_values, arithmetic)
+            matrix = self._affine(name, out_features, in_features, bias_values, arithmetic)
+            parts = tuple(f"{name}.{role}" for role in ("weight", "scales", "biases"))
+            self.matrices.append((matrix, parts))
+            return matrix
         weight, dtype = self._array(f"{name}.weight", (out_features, in_features))
         if dtype not in _FLOATS:
             raise RunError(f"{name}.weight: dtype {dtype} without scales, wanted f16, bf16 or f32")
-        return Matrix.dense(
+        matrix = Matrix.dense(
             weight,
             out_features=out_features,
             in_features=in_features,
             dtype=dtype,
             bias=bias_values,
         )
+        self.matrices.append((matrix, (f"{name}.weight",)))
+        return matrix
 
     def table(self, name: str, num_rows: int, num_columns: int) -> Matrix:
         """Return a matrix of which a token needs a single row."""
@@ -102,6 +109,7 @@ class Weights:
         matrix = self.linear(name, num_rows, num_columns)
         self._copy = copy
         self.by_row.update(self.used - before)
+        self.matrices.pop()
         self.multiply_adds -= num_rows * num_columns
         return matrix
 

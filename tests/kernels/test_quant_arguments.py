@@ -244,3 +244,25 @@ def test_matrix_holds_its_buffers() -> None:
         weight.extend(b"more")
     del matrix
     weight.extend(b"more")
+
+
+def test_a_matrix_moves_to_the_same_bytes_elsewhere() -> None:
+    rng = np.random.default_rng(5)
+    weight = rng.integers(0, 2**32, (8, 8), dtype=np.uint32)
+    scales, biases = rng.standard_normal((2, 8, 1)).astype(np.float16)
+    bias = rng.standard_normal(8).astype(np.float32)
+    sizes = {"out_features": 8, "in_features": 64, "bits": 4, "group_size": 64}
+    matrix = Matrix.affine(weight, scales, biases, **sizes, scale_dtype="f16", bias=bias)
+    x = rng.standard_normal((1, 64)).astype(np.float32)
+    before, after = np.empty((2, 1, 8), np.float32)
+    cython_kernels.matmul(matrix, x, before)
+    copies = [array.copy() for array in (weight, scales, biases)]
+    nbytes = matrix.nbytes
+    with pytest.raises(ValueError, match="scales: 14 bytes, expected 16"):
+        matrix.move(copies[0], copies[1][1:], copies[2])
+    matrix.move(*copies)
+    for array in (weight, scales, biases):
+        array[:] = 0
+    cython_kernels.matmul(matrix, x, after)
+    np.testing.assert_array_equal(before, after)
+    assert matrix.nbytes == nbytes
