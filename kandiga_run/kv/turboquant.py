@@ -143,6 +143,8 @@ class TurboQuantKVCache:
         """Forget the last tokens. What is left of a coded block stays coded."""
         if not 0 <= num_tokens <= self.length:
             raise ValueError(f"cannot trim {num_tokens} of {self.length} tokens")
+        # An interrupt that came while a block was coded is raised before the block is counted.
+        self._blocks.trim(self._blocks.num_tokens - self._num_coded)
         waiting = min(num_tokens, self._num_waiting)
         if self._waiting is not None and waiting:
             keys, values = self._waiting
@@ -169,9 +171,7 @@ class TurboQuantKVCache:
         num_tokens = keys.shape[1]
         num_blocks = max(0, num_tokens - SINK_TOKENS - 1) // BLOCK_TOKENS
         for index in range(num_blocks):
-            self._blocks.encode(
-                keys, values, SINK_TOKENS + index * BLOCK_TOKENS, self._energies
-            )
+            self._blocks.encode(keys, values, SINK_TOKENS + index * BLOCK_TOKENS, self._energies)
         self._num_coded = num_blocks * BLOCK_TOKENS
         self._num_uncoded = num_tokens - self._num_coded
         sinks = min(SINK_TOKENS, num_tokens)

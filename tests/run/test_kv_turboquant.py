@@ -1,5 +1,6 @@
 """The compressed KV cache: chunks, trimming, sizes, and what each choice of --kv holds."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from kandiga_run.kv.formats import KVPlan
 from kandiga_run.kv.plain import PlainKVCache
 from kandiga_run.kv.turboquant import BLOCK_TOKENS, SINK_TOKENS, Coding, TurboQuantKVCache
 
+CLEAR_REFS = Path("/proc/self/clear_refs")
 HEADS, GROUP, DIM = 2, 2, 64
 SCALE = DIM**-0.5
 Array = NDArray[Any]
@@ -21,6 +23,12 @@ Array = NDArray[Any]
 
 def rows(seed: int, tokens: int, heads: int = HEADS) -> Array:
     return np.random.default_rng(seed).standard_normal((tokens, heads, DIM)).astype(np.float32)
+
+
+def peak_bytes() -> int:
+    """The most that was resident since the peak was cleared."""
+    status = Path("/proc/self/status").read_text().split()
+    return int(status[status.index("VmHWM:") + 1]) * 1024
 
 
 def run(cache: Any, keys: Array, values: Array, queries: Array, chunks: list[int]) -> Array:
@@ -198,6 +206,26 @@ def test_keys_are_coded_for_what_queries_look_at() -> None:
         cache.attend(queries[-1:], SCALE, seen)
         errors.append(relative_error(seen, wanted))
     assert errors[1] < 0.7 * errors[0]
+
+
+@pytest.mark.skipif(not CLEAR_REFS.exists(), reason="peaks are Linux's")
+def test_a_prompt_at_depth_never_decodes_the_cache() -> None:
+    """A chunk of a prompt after 32K tokens takes far less memory than those tokens decoded."""
+    heads, head_dim, num_tokens, chunk = 2, 256, 32768, 256
+    cache = TurboQuantKVCache(heads, head_dim, num_tokens + chunk, Coding(4, 3))
+    halves = np.zeros((heads, num_tokens, head_dim), np.float16)
+    halves[:] = np.random.default_rng(1).standard_normal((heads, 1, head_dim))
+    cache.take_plain(halves, halves)
+    more = np.zeros((chunk, heads, head_dim), np.float32)
+    queries = np.ones((chunk, 8, head_dim), np.float32)
+    out = np.empty_like(queries)
+    CLEAR_REFS.write_text("5")  # the peak begins again at what is resident
+    before = peak_bytes()
+    cache.append(more, more)
+    cache.attend(queries, head_dim**-0.5, out)
+    decoded_bytes = 2 * halves.nbytes
+    # 128 tokens' partial sums for each range of blocks: 13 MB seen, whatever the length.
+    assert peak_bytes() - before < 0.5 * decoded_bytes
 
 
 def test_boundary_layers_are_counted_over_layers_with_keys() -> None:

@@ -1,11 +1,16 @@
 """Compressed keys and values in the native engine: every architecture, layers, sizes, refusals."""
 
 import json
+import signal
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from cython_kernels import TurboQuantBlocks
 from kandiga_run.cli import main
 from kandiga_run.engine import load_engine
 from kandiga_run.errors import RunError
@@ -77,6 +82,68 @@ def test_an_interrupted_call_is_undone(packed: PackedModels) -> None:
     assert {cache.length for cache in state.caches} == {140}
     engine.forward(TOKENS[140:], state)
     assert state.position == 400
+    engine.close()
+
+
+def test_sigint_in_a_prompt_leaves_a_state_that_goes_on(packed: PackedModels) -> None:
+    """Real signals at many moments: every layer is back where the call began, and the same call
+    then gives what it gives undisturbed.
+    """
+    tokens = np.random.default_rng(2).integers(3, 300, 3000).astype(np.int32)
+    engine = load_engine(packed("qwen3_moe").container, engine="native", kv="k4v3")
+    undisturbed = engine.new_state(4000)
+    started = time.perf_counter()
+    engine.forward(tokens[:200], undisturbed)
+    wanted = engine.forward(tokens[200:], undisturbed)
+    seconds = time.perf_counter() - started
+    state = engine.new_state(4000)
+    engine.forward(tokens[:200], state)
+    num_interrupts = 0
+    for part in range(12):
+        timer = threading.Timer(seconds * part / 12, signal.raise_signal, [signal.SIGINT])
+        try:
+            timer.start()
+            engine.forward(tokens[200:], state)
+            timer.join()
+        except KeyboardInterrupt:
+            num_interrupts += 1
+        timer.join()
+        # Chunks that were finished stay.
+        assert state.position >= 200
+        assert {cache.length for cache in state.caches} == {state.position}
+        state.trim(state.position - 200)
+    assert num_interrupts >= 3
+    found = engine.forward(tokens[200:], state)
+    engine.close()
+    # The queries of calls that were undone have been counted, so keys are coded a little otherwise.
+    assert np.abs(found - wanted).mean() < 0.1 * wanted.std()
+
+
+def test_interrupt_after_a_block_was_coded(packed: PackedModels) -> None:
+    """It is raised when the kernel returns, before anything else of the cache has changed."""
+
+    class InterruptedBlocks(TurboQuantBlocks):
+        is_armed = True
+
+        def encode(self, *arguments: Any) -> None:
+            super().encode(*arguments)
+            if self.is_armed:
+                raise KeyboardInterrupt
+
+    engine = load_engine(packed("qwen3_moe").container, engine="native", kv="kv4")
+    state = engine.new_state(500)
+    engine.forward(TOKENS[:100], state)
+    last = state.caches[-1]
+    num_heads, head_dim = last.head_shape
+    blocks = last._blocks = InterruptedBlocks(num_heads, head_dim, 4, 4)
+    with pytest.raises(KeyboardInterrupt):
+        engine.forward(TOKENS[100:300], state)
+    blocks.is_armed = False
+    assert {cache.length for cache in state.caches} == {100}
+    assert (len(blocks), blocks.num_tokens) == (0, 0)
+    found = engine.forward(TOKENS[100:300], state)
+    wanted = engine.forward(TOKENS[:300], engine.new_state(500))
+    assert np.abs(found - wanted).mean() < 0.1 * wanted.std()
     engine.close()
 
 
