@@ -1,5 +1,5 @@
 """`python -m kandiga_pack` is `kandiga-pack`."""
 
-from kandiga_pack.cli import main
+from kandiga_start import pack
 
-main()
+pack()

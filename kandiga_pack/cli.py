@@ -12,7 +12,7 @@ import click
 from click.shell_completion import shell_complete
 
 from kandiga_pack.commands import COMMANDS
-from kandiga_pack.commands.options import EXIT_CODES_HELP
+from kandiga_pack.commands.options import epilog
 from kandiga_pack.errors import describe
 from kandiga_pack.exit_codes import ExitCode
 from kandiga_pack.interrupts import interrupt_on
@@ -23,7 +23,12 @@ _COMPLETE_VARIABLE = "_KANDIGA_PACK_COMPLETE"
 
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog=EXIT_CODES_HELP,
+    epilog=epilog(
+        "kandiga-pack convert mlx-community/Qwen3-30B-A3B-4bit qwen3-30b",
+        "kandiga-pack verify qwen3-30b",
+        "kandiga-pack inspect someone/Qwen3-30B-A3B-kexp",
+        "kandiga-pack publish qwen3-30b me/Qwen3-30B-A3B-kexp --dry-run",
+    ),
 )
 @click.version_option(package_name="kandiga-kexp")
 def cli() -> None:

@@ -23,16 +23,20 @@ class Output:
 
     json: results as one JSON object on stdout, for programs.
     quiet: no results for people and no progress; errors still appear.
+    verbose: progress as lines where no bar can be drawn, as in a log.
     """
 
     json: bool = False
     quiet: bool = False
+    verbose: bool = False
 
     def progress(self) -> Progress:
         """Return a bar on a terminal, and nothing where a bar would only fill a log."""
-        if self.json or self.quiet or not sys.stderr.isatty():
+        if self.quiet:
             return NoProgress()
-        return BarProgress()
+        if not self.json and sys.stderr.isatty():
+            return BarProgress()
+        return LineProgress() if self.verbose else NoProgress()
 
     def say(self) -> Callable[[str], None] | None:
         """Return what tells of long work on a terminal, None where nobody looks."""
@@ -90,6 +94,31 @@ class BarProgress:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+class LineProgress:
+    """A line for each tenth of a piece of work."""
+
+    def __init__(self) -> None:
+        self._what = ""
+        self._total_bytes = self._done_bytes = self._tenths = 0
+
+    def start(self, what: str, total_bytes: int) -> None:
+        """Begin to count."""
+        self._what, self._total_bytes = what, total_bytes
+        self._done_bytes = self._tenths = 0
+
+    def advance(self, num_bytes: int) -> None:
+        """Count, and print a line if another tenth is done."""
+        self._done_bytes += num_bytes
+        tenths = 10 * self._done_bytes // max(self._total_bytes, 1)
+        if tenths > self._tenths:
+            self._tenths = tenths
+            line = f"kandiga-pack: {self._what} {tenths * 10}% of {self._total_bytes} bytes"
+            print(line, file=sys.stderr, flush=True)
+
+    def finish(self) -> None:
+        """Do nothing: the last tenth has said it."""
 
 
 def two_columns(title: str, rows: list[tuple[str, str]]) -> Table:

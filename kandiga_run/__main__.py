@@ -1,7 +1,5 @@
 """`python -m kandiga_run` is `kandiga-run`."""
 
-import sys
+from kandiga_start import run
 
-from kandiga_run.cli import main
-
-sys.exit(main())
+run()

@@ -24,6 +24,30 @@ from kandiga_run.exit_codes import HELP, ExitCode
 from kandiga_run.failures import describe
 from kandiga_run.output import PROGRAM, Output
 
+_EPILOG = f"""\b
+Examples:
+  kandiga-run setup
+  kandiga-run chat
+  kandiga-run "What is the capital of France?"
+  kandiga-run plan mlx-community/Qwen3.5-35B-A3B-4bit
+  kandiga-run serve --port 8080
+
+\b
+Environment:
+  KANDIGA_MODEL        the model where none is named, before the remembered one
+  KANDIGA_ISA          kernels to use, such as avx2; one that cannot run is an error
+  HF_HOME, HF_TOKEN    where downloads are kept, and who asks for them
+  HF_HUB_OFFLINE=1     nothing is asked of the network
+
+\b
+Files:
+  ~/.config/kandiga/config.json        the default model
+  ~/.config/kandiga/tuned.json         what `kandiga-run tune` found
+  ~/.cache/kandiga/ceilings.json       what memory and disk of this machine give
+  ~/.local/share/kandiga/models        what `kandiga-run setup` packed
+XDG_CONFIG_HOME, XDG_CACHE_HOME and XDG_DATA_HOME move them.
+
+{HELP}"""
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -54,10 +78,14 @@ class _Group(click.Group):
         )
 
 
-@click.group(cls=_Group, context_settings=_SETTINGS, epilog=HELP, no_args_is_help=True)
+@click.group(cls=_Group, context_settings=_SETTINGS, epilog=_EPILOG, no_args_is_help=True)
 @click.version_option(package_name="kandiga-kexp", prog_name=PROGRAM)
 def cli() -> None:
-    """Run mixture-of-experts language models from .kexp containers, experts read from disk."""
+    """Run mixture-of-experts language models from .kexp containers, experts read from disk.
+
+    A sentence in quotes in the place of COMMAND is a prompt for the default model. Answers go to
+    stdout, all else to stderr.
+    """
 
 
 for _command in COMMANDS:
@@ -107,8 +135,15 @@ def _report(error: BaseException, invocation: Invocation) -> int:
     if invocation.is_debug:
         traceback.print_exception(error, file=sys.stderr)
     line, code = describe(error) or (_describe_bug(error), ExitCode.FAILED)
-    invocation.output.error(line)
+    _tell(line, code, invocation.output)
     return code
+
+
+def _tell(line: str, code: ExitCode, output: Output) -> None:
+    """Print an error, one line; programs get it on stdout, too."""
+    if output.is_json:
+        output.json({"ok": False, "error": line, "exit_code": int(code)})
+    output.error(line)
 
 
 def _describe_bug(error: BaseException) -> str:
@@ -122,7 +157,7 @@ def _print_usage_error(error: click.ClickException, output: Output) -> None:
         return
     context = getattr(error, "ctx", None)
     command = context.command_path if context else PROGRAM
-    output.error(f"{error.format_message()} (see {command} --help)")
+    _tell(f"{error.format_message()} (see {command} --help)", ExitCode.USAGE, output)
 
 
 def _silence_stdout() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,12 +16,23 @@ from kandiga_run.sizes import parse_size
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-@dataclass
 class Invocation:
     """What `main` must know about the command it ran, also when the command failed."""
 
-    is_debug: bool = False
-    output: Output = field(default_factory=Output)
+    def __init__(self) -> None:
+        self.is_debug = False
+        self.is_verbose = False
+        self._output = Output()
+
+    @property
+    def output(self) -> Output:
+        """Return what the command prints with."""
+        return self._output
+
+    @output.setter
+    def output(self, output: Output) -> None:
+        output.is_verbose = self.is_verbose and not output.is_quiet
+        self._output = output
 
 
 class Size(click.ParamType[int]):
@@ -79,6 +89,10 @@ class Counts(click.ParamType[tuple[int, ...]]):
 
 def _set_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     ctx.ensure_object(Invocation).is_debug |= value
+
+
+def _set_verbose(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    ctx.ensure_object(Invocation).is_verbose |= value
 
 
 def _options(*options: Callable[[Function], Function]) -> Callable[[Function], Function]:
@@ -250,6 +264,14 @@ engine_options = _options(
 
 quiet_options = _options(
     click.option("--quiet", "-q", is_flag=True, help="Print answers and errors only."),
+    click.option(
+        "--verbose",
+        "-v",
+        is_flag=True,
+        expose_value=False,
+        callback=_set_verbose,
+        help="Also tell what was found and chosen on the way.",
+    ),
     click.option(
         "--debug",
         is_flag=True,

@@ -39,6 +39,8 @@ class Output:
             is_quiet: no notices and no progress; errors remain.
         """
         self.is_json, self.is_quiet = is_json, is_quiet
+        #: details, too
+        self.is_verbose = False
         self.stdout = stdout or sys.stdout
         self.stderr = stderr or sys.stderr
         self._is_terminal = self.stdout.isatty()
@@ -76,6 +78,11 @@ class Output:
         if not self.is_quiet:
             self.clear_progress()
             print(text, file=self.stderr, flush=True)
+
+    def detail(self, text: str) -> None:
+        """Tell who asked for --verbose what was found or chosen."""
+        if self.is_verbose:
+            self.notice(f"{PROGRAM}: {text}")
 
     def error(self, text: str) -> None:
         """Print the one line of a failure."""

@@ -24,17 +24,24 @@ def epilog(*examples: str) -> str:
 
 
 def output_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add --json, --quiet and --debug, and pass them on as one Output."""
+    """Add --json, --quiet, --verbose and --debug, and pass them on as one Output."""
 
     @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
     @click.option("--quiet", "-q", is_flag=True, help="Print errors only.")
+    @click.option("--verbose", "-v", is_flag=True, help="Progress as lines where no bar is drawn.")
     @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
     @click.pass_context
     @wraps(command)
     def wrapped(
-        context: click.Context, /, as_json: bool, quiet: bool, debug: bool, **options: Any
+        context: click.Context,
+        /,
+        as_json: bool,
+        quiet: bool,
+        verbose: bool,
+        debug: bool,
+        **options: Any,
     ) -> None:
-        output = Output(json=as_json, quiet=quiet)
+        output = Output(json=as_json, quiet=quiet, verbose=verbose)
         context.obj.update(output=output, debug=debug)
         command(output, **options)
 

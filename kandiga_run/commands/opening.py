@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -29,6 +30,7 @@ def open_tokenizer(model: Path, choices: dict[str, Any], output: Output) -> tupl
     folder = local_set(model, say=output.notice if output.stderr.isatty() else None)
     # What is no container at all is told as such, not as one without a tokenizer.
     open_set(folder).close()
+    output.detail(f"model in {folder}")
     prompts = Prompts(folder)
     made_for = prompts.context_length
     if made_for and (choices["context"] or 0) > made_for:
@@ -48,12 +50,25 @@ def open_engine(
     from kandiga_run.report import departure_notice
 
     arguments, tuned = tuned_arguments(folder, choices)
+    started = time.perf_counter()
     engine = load_engine(folder, **arguments, state_tokens=state_tokens)
     engine.stats.tuned = tuned
+    _tell_choices(engine, time.perf_counter() - started, state_tokens, output)
     with closing(engine):
         if notice := departure_notice(engine.stats):
             output.notice(notice)
         yield engine
+
+
+def _tell_choices(engine: Engine, seconds: float, state_tokens: int, output: Output) -> None:
+    stats = engine.stats
+    output.detail(
+        f"{engine.name} engine, {stats.arithmetic or 'its own'} arithmetic, experts "
+        f"{stats.residency or 'not opened yet'}, opened in {seconds:.2f} s"
+    )
+    output.detail(f"room for {state_tokens} tokens of prompt and answer")
+    if stats.tuned:
+        output.detail("settings from `kandiga-run tune`")
 
 
 def generate_options(prompts: Prompts, choices: dict[str, Any]) -> GenerateOptions:

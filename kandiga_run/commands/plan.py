@@ -91,6 +91,8 @@ def plan_command(
     from kandiga_run.memory import physical_bytes
 
     shapes = [find_shape(model)] if model else [each.shape for each in PRESETS.values()]
+    for shape in shapes:
+        output.detail(f"{shape.name}: {shape.kind}, {shape.architecture}")
     forecasts = []
     for shape in shapes:
         where = folder or model_folder(shape)
