@@ -14,7 +14,12 @@ from kandiga_run.server.responses_documented import answers
 router = APIRouter()
 
 _FOLDER = Path(__file__).with_name("page")
-_MEDIA_TYPES = {".css": "text/css", ".html": "text/html", ".js": "text/javascript"}
+_MEDIA_TYPES = {
+    ".svg": "image/svg+xml",
+    ".css": "text/css",
+    ".html": "text/html",
+    ".js": "text/javascript",
+}
 _HEADERS = {
     # What a model writes can become neither script nor request, whatever the page's own code does.
     "content-security-policy": (
