@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from kandiga_run.answer import Token
 from kandiga_run.answer_parts import AnswerSplitter, Parts
+from kandiga_run.failures import describe
 from kandiga_run.generate_options import GenerateOptions
 from kandiga_run.scheduler import Failed, Finished, Prefilled, Ticket
 from kandiga_run.scheduler.events import Usage
@@ -17,6 +19,8 @@ from kandiga_run.server.forced_calls import ForcedCall
 from kandiga_run.tool_calls import ToolCall
 
 FinishReason = Literal["stop", "length", "tool_calls"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ class Reply:
                         cached = event.done if cached is None else cached
                         yield Progress(event.done, event.total, cached)
                     case Failed():
-                        raise event.error
+                        raise _failure(event.error)
                     case Finished(finish_reason="cancelled"):
                         raise ApiError(503, "the answer was given up: the server is shutting down")
                     case Finished():
@@ -168,6 +172,15 @@ class Reply:
         text = self._decode(self._ids)
         found = [(text.find(stop) + len(stop), -len(stop), stop) for stop in self._options.stop]
         return min((one for one in found if one[2] in text), default=(0, 0, None))[2]
+
+
+def _failure(error: Exception) -> Exception:
+    """Return what a client is told; who runs the server is told as well. A bug stays as it is."""
+    described = describe(error)
+    if described is None:
+        return error
+    _log.error("an answer could not be computed: %s", described[0])
+    return ApiError(500, described[0])
 
 
 async def wholes(replies: Sequence[Reply]) -> list[Whole]:
