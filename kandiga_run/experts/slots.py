@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from kandiga_run.experts.huge_memory import HugeMemory
+from kandiga_run.experts.slot_memory import FreeSlots
 
 Key = tuple[int, int]  # (layer, expert)
 
@@ -38,7 +39,7 @@ class SlotPool:
         self.max_slots = max_slots
         self.num_slots = max_slots
         self._memory = HugeMemory(slot_bytes * max_slots)
-        self._free = list(reversed(range(max_slots)))
+        self._free = FreeSlots(self._memory, slot_bytes, max_slots)
         self._slot_of: dict[Key, int] = {}
         # Both in the order of their last use or comparison, oldest first.
         self._kept: OrderedDict[Key, None] = OrderedDict()
@@ -75,16 +76,20 @@ class SlotPool:
 
     def take(self, key: Key) -> bool:
         """Give an expert a slot and pin it, evicting if need be; False when all are pinned."""
-        if self._free:
-            slot, keep = self._free.pop(), len(self._kept) < self.num_slots - self._most_passing()
+        slot = self._free.take()
+        if slot is None and len(self._slot_of) < self._most_passing():
+            slot = self._free.take_any()
+        if slot is not None:
+            keep = len(self._passing) >= self._most_passing()
         else:
             victim = self._less_used(key)
             keep = victim is not None
             victim = victim or self._last_passed() or self._any_unpinned()
-            if victim is None:
+            if victim is not None:
+                keep = keep or victim in self._kept
+                slot = self._forget(victim)
+            elif (slot := self._free.take_any()) is None:
                 return False
-            keep = keep or victim in self._kept
-            slot = self._forget(victim)
         self._slot_of[key] = slot
         (self._kept if keep else self._passing)[key] = None
         self._pinned.add(key)
@@ -97,7 +102,7 @@ class SlotPool:
     def discard(self, key: Key) -> None:
         """Forget an expert whose slot holds nothing usable."""
         self._pinned.discard(key)
-        self._free.append(self._forget(key))
+        self._free.add(self._forget(key))
 
     def address(self, key: Key) -> int:
         """Return where the expert's slot begins."""
@@ -117,15 +122,15 @@ class SlotPool:
         for key, slot in list(self._slot_of.items()):
             if slot >= num_slots:
                 self._forget(key)
-        if num_slots < self.num_slots:
+        with self._free.changing(num_slots, set(self._slot_of.values())):
             start, end = num_slots * self.slot_bytes, self.num_slots * self.slot_bytes
-            self._memory.give_back(start, end)
+            if start < end:
+                self._memory.give_back(start, end)
         self.num_slots = num_slots
-        used = set(self._slot_of.values())
-        self._free = [slot for slot in reversed(range(num_slots)) if slot not in used]
 
     def close(self) -> None:
         """Give all memory back."""
+        self._free.close()
         self._memory.close()
 
     def _most_passing(self) -> int:
