@@ -13,6 +13,7 @@ TIME_ATTENTION: int
 TIME_DENSE: int
 TIME_EXPERTS: int
 TIME_GATED_DELTA: int
+TIME_KV_CODING: int
 TIME_ROUTING: int
 
 def label_time(label: int) -> None: ...

@@ -9,6 +9,7 @@ cdef extern from "time_split.h" nogil:
         KANDIGA_TIME_EXPERTS
         KANDIGA_TIME_ATTENTION
         KANDIGA_TIME_GATED_DELTA
+        KANDIGA_TIME_KV_CODING
     enum:
         KANDIGA_NUM_TIMES
     void kandiga_time_label(kandiga_time label)
@@ -19,6 +20,7 @@ TIME_ROUTING = <int>KANDIGA_TIME_ROUTING
 TIME_EXPERTS = <int>KANDIGA_TIME_EXPERTS
 TIME_ATTENTION = <int>KANDIGA_TIME_ATTENTION
 TIME_GATED_DELTA = <int>KANDIGA_TIME_GATED_DELTA
+TIME_KV_CODING = <int>KANDIGA_TIME_KV_CODING
 
 
 def label_time(int label):

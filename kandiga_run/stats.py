@@ -17,6 +17,7 @@ KERNEL_TIMES = (
     "expert_seconds",
     "attention_seconds",
     "gated_delta_seconds",
+    "kv_coding_seconds",
 )
 
 _SETTINGS = frozenset({"kv", "residency", "arithmetic", "top_k", "num_experts_per_token", "tuned"})
@@ -54,6 +55,8 @@ class RunStats:
     attention_seconds: float = 0.0
     #: the same of gated delta layers.
     gated_delta_seconds: float = 0.0
+    #: coding of keys and values for a compressed KV cache.
+    kv_coding_seconds: float = 0.0
     #: time in which tokens were chosen from logits; outside of `forward_seconds`.
     sampling_seconds: float = 0.0
     #: mlx engine: times the CPU waited for the device to learn which experts are needed (once per

@@ -17,6 +17,7 @@ enum kandiga_time {
     KANDIGA_TIME_EXPERTS, /* routed experts and their sum */
     KANDIGA_TIME_ATTENTION,
     KANDIGA_TIME_GATED_DELTA,
+    KANDIGA_TIME_KV_CODING, /* of the compressed KV cache, without attention over it */
     KANDIGA_NUM_TIMES
 };
 

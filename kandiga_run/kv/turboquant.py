@@ -10,9 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cython_kernels import (
+    TIME_ATTENTION,
+    TIME_KV_CODING,
     TurboQuantBlocks,
     add_query_energies,
     kv_append,
+    label_time,
     turboquant_attention,
 )
 from kandiga_run.errors import RunError
@@ -170,8 +173,10 @@ class TurboQuantKVCache:
         keys, values = (array.astype(np.float16, copy=False) for array in (keys, values))
         num_tokens = keys.shape[1]
         num_blocks = max(0, num_tokens - SINK_TOKENS - 1) // BLOCK_TOKENS
+        label_time(TIME_KV_CODING)
         for index in range(num_blocks):
             self._blocks.encode(keys, values, SINK_TOKENS + index * BLOCK_TOKENS, self._energies)
+        label_time(TIME_ATTENTION)
         self._num_coded = num_blocks * BLOCK_TOKENS
         self._num_uncoded = num_tokens - self._num_coded
         sinks = min(SINK_TOKENS, num_tokens)
@@ -224,7 +229,9 @@ class TurboQuantKVCache:
             return
         keys, values = self._waiting
         if self._num_uncoded == SINK_TOKENS + BLOCK_TOKENS:
+            label_time(TIME_KV_CODING)
             self._blocks.encode(self._keys, self._values, SINK_TOKENS, self._energies)
+            label_time(TIME_ATTENTION)
             self._num_coded += BLOCK_TOKENS
             self._num_uncoded = SINK_TOKENS
         count = min(keys.shape[0], self._keys.shape[1] - self._num_uncoded)

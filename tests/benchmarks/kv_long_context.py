@@ -31,7 +31,8 @@ from kandiga_run.native.engine import NativeEngine
 from kandiga_run.native.memory_plan import FEW_ROWS
 from kandiga_run.sizes import format_size, parse_size
 
-CHUNK_TOKENS, DECODE_TOKENS = 512, 8
+#: Decoded tokens are as many as two blocks have, so two blocks a layer are coded meanwhile.
+CHUNK_TOKENS, DECODE_TOKENS = 512, 256
 
 
 def peak_bytes() -> int:
@@ -77,12 +78,14 @@ def run(engine: NativeEngine, num_tokens: int) -> list[str]:
     token_seconds = (time.perf_counter() - started) / DECODE_TOKENS
     spent = engine.stats.minus(before)
     kv = sum(c.nbytes for c in state.caches if not isinstance(c, RecurrentState))
+    share = spent.kv_coding_seconds / spent.forward_seconds
     return [
         f"kv {state.kv_format}, {state.position} tokens: {format_size(kv)} of keys and values",
         f"anonymous memory with the caches filled: {format_size(filled)}",
         f"a chunk of {CHUNK_TOKENS} tokens at that depth: {chunk_seconds:.1f} s",
         f"a token: {token_seconds * 1e3:.0f} ms, of that attention "
         f"{spent.attention_seconds / DECODE_TOKENS * 1e3:.1f} ms",
+        f"coding: {spent.kv_coding_seconds / DECODE_TOKENS * 1e6:.0f} us a token, {share:.2%} of decode",
         f"peak resident memory: {format_size(peak_bytes())}",
     ]
 

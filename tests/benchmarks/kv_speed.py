@@ -76,12 +76,13 @@ def coding_seconds(name: str, shape: tuple[int, int, int], blocks: int = 64) -> 
     rng = np.random.default_rng(1)
     rows = rng.standard_normal((num_heads, blocks * BLOCK_TOKENS + 5, head_dim), np.float32)
     halves = rows.astype(np.float16)
+    energies = rng.chisquare(1, (num_heads, head_dim)).astype(np.float32)
     times = []
     for _ in range(5):
         layer = KVPlan(name, np.dtype(np.float16)).layer(0, 1)
         cache = layer.new_cache(num_heads, head_dim, halves.shape[1])
         assert isinstance(cache, TurboQuantKVCache)
-        times.append(_seconds(lambda c=cache: c.take_plain(halves, halves)))
+        times.append(_seconds(lambda c=cache: c.take_plain(halves, halves, energies)))
     return float(np.median(times)) / (blocks * BLOCK_TOKENS)
 
 

@@ -24,8 +24,8 @@ def test_kernel_time_goes_to_the_label_that_is_set() -> None:
 
 
 def test_a_label_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(ValueError, match="label: 5, expected 0 to 4"):
-        label_time(5)
+    with pytest.raises(ValueError, match="label: 6, expected 0 to 5"):
+        label_time(6)
 
 
 def test_a_label_costs_less_than_a_microsecond() -> None:
@@ -45,9 +45,22 @@ def test_every_part_of_a_forward_call_is_counted_once(
         engine.forward(np.arange(num_tokens, dtype=np.int32), engine.new_state(16))
         stats = engine.stats
         kernels = [getattr(stats, name) for name in KERNEL_TIMES]
+        # So few tokens fill no block.
+        assert kernels.pop(KERNEL_TIMES.index("kv_coding_seconds")) == 0
         assert all(seconds > 0 for seconds in kernels)
         assert sum(kernels) + stats.read_wait_seconds < stats.forward_seconds
         parts = sum(kernels) + stats.read_wait_seconds + stats.other_seconds
         assert parts == pytest.approx(stats.forward_seconds)
+    finally:
+        engine.close()
+
+
+def test_coding_of_keys_and_values_is_counted_apart(packed: PackedModels) -> None:
+    engine = load_engine(packed("qwen3_5_moe").container, engine="native", kv="kv4")
+    try:
+        engine.forward(np.arange(300, dtype=np.int32), engine.new_state(400))
+        stats = engine.stats
+        assert 0 < stats.kv_coding_seconds < stats.forward_seconds
+        assert stats.attention_seconds > 0
     finally:
         engine.close()
