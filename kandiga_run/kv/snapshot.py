@@ -18,7 +18,8 @@ from kandiga_run.kv.prompt_cache import SavedLayer
 from kandiga_run.kv.recurrent import RecurrentState
 
 _CUT_BY_TOKENS = ("f16", "f32")
-_LEFT_OUT = "left out"
+#: The format of a layer that a piece leaves out.
+LEFT_OUT = "left out"
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class LayerPiece:
     @property
     def is_left_out(self) -> bool:
         """Whether nothing is held."""
-        return self.about.get("format") == _LEFT_OUT
+        return self.about.get("format") == LEFT_OUT
 
     def save(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """Return how it is held, and its arrays."""
@@ -78,12 +79,12 @@ def take_piece(
 def _layer_piece(layer: SavedLayer, begin: int, end: int, can_be_last: bool) -> LayerPiece:
     # Not saved first: that would pack all blocks of a coded cache for nothing.
     if not can_be_last and isinstance(layer, RecurrentState):
-        return LayerPiece({"format": _LEFT_OUT}, {})
+        return LayerPiece({"format": LEFT_OUT}, {})
     about, arrays = layer.save()
     if about["format"] in _CUT_BY_TOKENS:
         arrays = {name: array[:, begin:end] for name, array in arrays.items()}
     elif not can_be_last:
-        return LayerPiece({"format": _LEFT_OUT}, {})
+        return LayerPiece({"format": LEFT_OUT}, {})
     return LayerPiece(about, {name: np.array(array) for name, array in arrays.items()})
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from typing import Any, Literal
 
 import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from cython_kernels import set_num_threads
+from cython_kernels import isa, set_num_threads
 from kandiga_run.container import Model
 from kandiga_run.engine import PREFILL_CHUNK, EngineOptions, State
 from kandiga_run.engine_checks import check_max_tokens, checked_tokens, resolve_top_k
@@ -19,12 +20,15 @@ from kandiga_run.errors import RunError
 from kandiga_run.experts.owned import smallest_budget
 from kandiga_run.experts.store import open_store_for
 from kandiga_run.kv.formats import KVPlan
+from kandiga_run.kv.prompt_cache import StateIdentity
+from kandiga_run.kv.snapshot import StatePiece
 from kandiga_run.memory import memory_use
 from kandiga_run.memory_budget import FixedBytes, bytes_for_experts
 from kandiga_run.mlx_engine.choose import ExpertsOn
 from kandiga_run.mlx_engine.kv_attention import install
 from kandiga_run.mlx_engine.network import Network
 from kandiga_run.mlx_engine.on_mlx import WAVE_BYTES
+from kandiga_run.mlx_engine.pieces import fill, piece_of
 from kandiga_run.mlx_engine.state import MlxState
 from kandiga_run.stats import RunStats
 from kandiga_run.time_split import timed_forward
@@ -66,6 +70,8 @@ class MlxEngine:
         self.vocab_size = _vocab_size(model.container.config)
         self._model = model
         self._budget_bytes = options.memory_bytes
+        #: of the budget, kept for whoever called `reserve`
+        self._reserved_bytes = 0
         if self._budget_bytes is not None:
             wave_bytes = min(wave_bytes, self._budget_bytes // 8)
             mx.set_cache_limit(wave_bytes)  # freed buffers that mlx keeps are memory too
@@ -128,6 +134,53 @@ class MlxEngine:
             self._model.dense_watch.require()
         return np.concatenate([row for row in rows if row is not None])
 
+    @property
+    def state_identity(self) -> StateIdentity:
+        """Return what pieces of a state must agree in to give the same bits when put together."""
+        return StateIdentity(
+            self._model.container.manifest.set_root,
+            self.stats.num_experts_per_token,
+            f"mlx {version('mlx')} {mx.default_device()} {isa()} {self.experts_on}",
+            self.stats.kv,
+        )
+
+    def take_piece(self, state: State, begin: int, *, can_be_last: bool = True) -> StatePiece:
+        """Copy what a state holds: all of it, since only mlx-lm knows which part is whose."""
+        if not isinstance(state, MlxState):
+            raise TypeError(f"state is a {type(state).__name__}, wanted one of this engine's own")
+        layers = (piece_of(cache, left_out=not can_be_last) for cache in state.cache)
+        return StatePiece(begin, state.position, tuple(layers))
+
+    def new_state_from(self, pieces: Sequence[StatePiece], max_tokens: int) -> MlxState:
+        """Return a state that has seen the tokens of all pieces, which the last one holds.
+
+        Raises RunError when they do not fit this engine.
+        """
+        state, last = self.new_state(max_tokens), pieces[-1]
+        try:
+            for cache, piece in zip(state.cache, last.layers, strict=True):
+                fill(cache, piece)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise RunError(f"a kept state cannot be used: {error}") from error
+        state.position = last.end
+        self._share_memory()
+        return state
+
+    @property
+    def budget_bytes(self) -> int | None:
+        """Return the memory budget, None when there is none."""
+        return self._budget_bytes
+
+    def reserve(self, nbytes: int, num_states: int, max_tokens: int) -> int:
+        """Keep memory for the caller's own `nbytes`; states count as they grow.
+
+        Returns how many tokens a prefill chunk may have. Raises RunError when the budget has no
+        room, with the smallest that works.
+        """
+        self._reserved_bytes = nbytes
+        self._share_memory()
+        return PREFILL_CHUNK
+
     def close(self) -> None:
         """Release threads, memory and files."""
         if self._network is None:
@@ -185,7 +238,7 @@ class MlxEngine:
             return
         network = self._open_network()
         fixed = FixedBytes(
-            process=self._own_bytes,
+            process=self._own_bytes + self._reserved_bytes,
             dense_weights=network.nbytes,
             buffers=network.buffer_bytes(PREFILL_CHUNK),
             kv_cache=sum(state.nbytes for state in self._states),

@@ -61,7 +61,7 @@ class Network:
         if float32 if float32 is not None else mx.default_device() == mx.cpu:
             raise_to_float32(self.module)
         self.head = install_switch(self.module)
-        mx.eval(self.module.parameters())
+        mx.eval(self.module.parameters(), _constants(self.module))
 
     @property
     def nbytes(self) -> int:
@@ -81,6 +81,18 @@ class Network:
         """Take experts from this store."""
         for streamed in self._streamed:
             streamed.read_from(store)
+
+
+def _constants(module: Any) -> list[mx.array]:
+    """Return the arrays that modules hold beside their parameters, such as frequencies of rope.
+
+    Left to the first call they are computed in the thread that made them, and mlx refuses to when
+    another one, such as a server's, calls: "There is no Stream(cpu, 0) in current thread".
+    """
+    held = [[*part.values(), *vars(part).values()] for part in module.modules()]
+    return [
+        value for values in held for _, value in tree_flatten(values) if isinstance(value, mx.array)
+    ]
 
 
 def _answer_bytes_per_token(model: Model, top_k: int) -> int:

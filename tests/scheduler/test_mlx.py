@@ -1,31 +1,87 @@
-"""The scheduler over an engine that computes one sequence at a time and keeps no prompts."""
+"""The scheduler over mlx, which computes one sequence at a time."""
 
 from __future__ import annotations
 
-import numpy as np
+from pathlib import Path
 
-from kandiga_run import GenerateOptions, generate, load_engine
-from kandiga_run.scheduler import Finished, Request, Scheduler, Token
+import numpy as np
+import pytest
+
+from kandiga_run import GenerateOptions, RunError, generate, load_engine
+from kandiga_run.engine import Engine
+from kandiga_run.scheduler import CacheOptions, Finished, Request, Scheduler, Token
 from packed import PackedModels
 
+CHUNK = 32
+OPTIONS = GenerateOptions(max_tokens=5, prefill_chunk=CHUNK)
+Tokens = tuple[int, ...]
 
-def test_answers_are_those_given_alone(packed: PackedModels) -> None:
-    engine = load_engine(packed("qwen3_moe").container, engine="mlx")
-    options = GenerateOptions(max_tokens=5)
-    prompts = [
-        tuple(np.random.default_rng(seed).integers(1, 300, 10 + seed).tolist()) for seed in range(3)
-    ]
-    scheduler = Scheduler(engine, context_tokens=100)
-    tickets = [scheduler.submit(Request(prompt, options)) for prompt in prompts]
-    answers = []
+
+def text(seed: int, length: int) -> Tokens:
+    return tuple(np.random.default_rng(seed).integers(1, 300, length).tolist())
+
+
+def answers(engine: Engine, cache: CacheOptions, *prompts: Tokens) -> list[tuple[list[int], int]]:
+    """Return (answer, kept tokens of the prompt) of prompts asked at the same time."""
+    scheduler = Scheduler(engine, context_tokens=400, prefill_chunk=CHUNK, prefix_cache=cache)
+    tickets = [scheduler.submit(Request(prompt, OPTIONS)) for prompt in prompts]
+    found = []
     for ticket in tickets:
         events = list(ticket)
         assert isinstance(events[-1], Finished), events[-1]
-        answers.append([event.id for event in events if isinstance(event, Token)])
-    assert scheduler.status().cache_capacity_bytes == 0
+        ids = [event.id for event in events if isinstance(event, Token)]
+        found.append((ids, events[-1].usage.cached_tokens))
     scheduler.close()
-    for prompt, answer in zip(prompts, answers, strict=True):
-        generation = generate(engine, prompt, options)
-        list(generation)
-        assert generation.token_ids == answer
+    return found
+
+
+def asked_in_this_thread(engine: Engine, prompt: Tokens) -> list[int]:
+    generation = generate(engine, prompt, OPTIONS)
+    list(generation)
+    return generation.token_ids
+
+
+# Full attention; recurrent layers; sliding windows; latent attention; constants beside parameters.
+@pytest.mark.parametrize("family", ["qwen3_moe", "qwen3_next", "gpt_oss", "deepseek_v3", "phimoe"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_answers_are_those_given_alone(
+    packed: PackedModels, tmp_path: Path, family: str, dtype: str
+) -> None:
+    engine = load_engine(packed(family, dtype=dtype).container, engine="mlx")
+    prompts = [text(0, 3 * CHUNK) + text(seed, 10 + 30 * seed) for seed in range(3)]
+    # Before this thread asks: what it computed lazily would be there for the scheduler's.
+    first = answers(engine, CacheOptions(folder=tmp_path), *prompts)
+    second = answers(engine, CacheOptions(folder=tmp_path), *prompts)
+    alone = [asked_in_this_thread(engine, prompt) for prompt in prompts]
+    assert [ids for ids, _ in first] == alone
+    assert [ids for ids, _ in second] == alone
+    assert [kept for _, kept in second] == [(len(p) - 1) // CHUNK * CHUNK for p in prompts]
+    engine.close()
+
+
+def test_with_compressed_keys_and_values(packed: PackedModels) -> None:
+    engine = load_engine(packed("qwen3_moe").container, engine="mlx", kv="k4v3")
+    prompt = text(0, 200)
+    longer = prompt + text(1, 9)
+    # Together: the longer one goes on from what the other one leaves.
+    found = answers(engine, CacheOptions(), prompt, longer)
+    assert found == [
+        (asked_in_this_thread(engine, prompt), 0),
+        (asked_in_this_thread(engine, longer), 6 * CHUNK),
+    ]
+    engine.close()
+
+
+def test_a_family_whose_caches_cannot_be_filled(packed: PackedModels) -> None:
+    engine = load_engine(packed("deepseek_v41").container, engine="mlx")
+    prompt = text(0, 100)
+    asked_twice = [answers(engine, CacheOptions(), prompt) for _ in range(2)]
+    assert asked_twice[0] == asked_twice[1] == [(asked_in_this_thread(engine, prompt), 0)]
+    engine.close()
+
+
+def test_kept_prompts_count_in_the_budget(packed: PackedModels) -> None:
+    engine = load_engine(packed("qwen3_moe").container, engine="mlx", memory_bytes=1 << 30)
+    with pytest.raises(RunError, match="a memory budget"):
+        Scheduler(engine, context_tokens=400, prefix_cache=CacheOptions(capacity_bytes=1 << 40))
     engine.close()
