@@ -38,9 +38,13 @@ class AnswerFormat:
     reasoning_start_token: int | None
 
     @classmethod
-    def of(cls, prompts: Prompts) -> AnswerFormat:
-        """Return the format of the model that these prompts belong to."""
-        reasoning, tools = reasoning_format(prompts), tool_format(prompts)
+    def of(cls, prompts: Prompts, *, with_tools: bool = True) -> AnswerFormat:
+        """Return the format of the model that these prompts belong to.
+
+        with_tools: False where no tools will be offered, which saves loading a parser.
+        """
+        reasoning = reasoning_format(prompts)
+        tools = tool_format(prompts) if with_tools else None
         marks = reasoning.markers if reasoning else ()
         plain = {*prompts.special_tokens.values()}
         added = prompts.tokenizer.get_added_tokens_decoder()

@@ -5,13 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from kandiga_run.answer_parts import AnswerFormat
+from kandiga_run.chat.plain_view import PlainView
+from kandiga_run.chat.views import ViewSettings
 from kandiga_run.engine import Engine, SavingEngine, State
 from kandiga_run.errors import RunError
 from kandiga_run.generation import GenerateOptions, Generation, generate
 from kandiga_run.kv.prompt_cache import saved_tokens
 from kandiga_run.output import Output
 from kandiga_run.prompts import Prompts
+from kandiga_run.reply import Reply
 from kandiga_run.report import stats_json, stats_rows, usage_json
+
+#: Enough to hold the mark that a template may end with.
+_ENDING_TOKENS = 16
 
 
 def run_once(
@@ -24,12 +31,17 @@ def run_once(
     model: str,
     shows_stats: bool = False,
     prompt_cache: Path | None = None,
+    is_raw: bool = False,
 ) -> Generation:
     """Stream the answer to `output`, then its figures; return the finished generation.
 
+    Reasoning goes to stderr, and only where that is a terminal.
+
+    is_raw: all text is the answer's, whatever it looks like.
     prompt_cache: a file whose state is used as far as its tokens are the prompt's, and which
     afterwards holds the state of prompt and answer.
     """
+    format_ = AnswerFormat.plain() if is_raw else AnswerFormat.of(prompts, with_tools=False)
     state, num_reused = _reused_state(engine, prompt_cache, prompt_tokens, options, output)
 
     def on_progress(done: int, total: int) -> None:
@@ -41,21 +53,25 @@ def run_once(
         options,
         state=state,
         history=prompt_tokens[:num_reused],
-        detokenizer=prompts.detokenizer(),
+        detokenizer=prompts.detokenizer(keep=format_.kept_tokens),
         on_progress=on_progress,
     )
+    # The end of the prompt tells whether the template itself began the reasoning.
+    ending = prompts.decode(prompt_tokens[-_ENDING_TOKENS:], skip_special_tokens=False)
+    reply = Reply(generation, format_.splitter(ending))
+    view = PlainView(output, ViewSettings("show" if output.stderr.isatty() else "hide"))
+    view.begin()
     with generation:
-        for token in generation:
-            output.text(token.text)
-    output.clear_progress()
-    output.end_text()
+        for chunk in reply:
+            view.add(chunk)
+    view.end(reply)
     if prompt_cache is not None and isinstance(engine, SavingEngine):
         seen = [*prompt_tokens, *generation.token_ids][: generation.state.position]
         engine.save_state(generation.state, seen, prompt_cache)
     if generation.finish_reason == "length":
         output.notice(f"the answer ends at its limit of {len(generation.token_ids)} tokens")
     if output.is_json:
-        output.json(_result(model, engine, generation))
+        output.json(_result(model, engine, reply))
     if shows_stats:
         output.table("figures", stats_rows(engine, generation.state, generation.stats))
     return generation
@@ -103,10 +119,12 @@ def prompt_tokens(
     return prompts.encode(prompts.render(messages, **variables))
 
 
-def _result(model: str, engine: Engine, generation: Generation) -> dict[str, Any]:
+def _result(model: str, engine: Engine, reply: Reply) -> dict[str, Any]:
+    generation = reply.generation
     return {
         "model": model,
-        "text": generation.text,
+        "text": reply.text,
+        "reasoning": reply.reasoning,
         "finish_reason": generation.finish_reason,
         "usage": usage_json(generation.stats),
         "token_ids": generation.token_ids,

@@ -61,7 +61,8 @@ class Output:
         """Write a piece of what accompanies an answer, to stderr."""
         if not self.is_quiet:
             self.clear_progress()
-            self.stderr.write(harmless(text) if self.stderr.isatty() else text)
+            is_terminal = self.stderr.isatty()
+            self.stderr.write(f"\x1b[2m{harmless(text)}\x1b[0m" if is_terminal else text)
             self.stderr.flush()
 
     def end_text(self) -> None:

@@ -55,18 +55,18 @@ _FORMATS = (
 
 def reasoning_format(prompts: Prompts) -> ReasoningFormat | None:
     """Return how this model marks its reasoning, or None when it has no such thing."""
-    vocabulary = prompts.tokenizer.get_vocab(with_added_tokens=True)
     template = prompts.template_source
     for candidate in _FORMATS:
         marks = (candidate.start, candidate.end)
-        if all(_has_tokens(mark, vocabulary) or mark in template for mark in marks):
+        if all(_has_tokens(mark, prompts) or mark in template for mark in marks):
             return candidate
     return None
 
 
-def _has_tokens(mark: str, vocabulary: dict[str, int]) -> bool:
+def _has_tokens(mark: str, prompts: Prompts) -> bool:
     """Whether every bracketed piece of a mark is a token; "<|channel>thought" has one."""
-    return all(piece in vocabulary for piece in re.findall(r"<[^<>]*>|\[[^][]*\]", mark))
+    pieces = re.findall(r"<[^<>]*>|\[[^][]*\]", mark)
+    return all(prompts.tokenizer.token_to_id(piece) is not None for piece in pieces)
 
 
 def opens_reasoning(format_: ReasoningFormat, rendered: str) -> bool:

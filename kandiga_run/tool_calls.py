@@ -219,9 +219,8 @@ def _parser_name(prompts: Prompts) -> str | None:
     for name, alternatives in _TEMPLATE_MARKS:
         if any(all(mark in template for mark in marks) for marks in alternatives):
             return name
-    vocabulary = prompts.tokenizer.get_vocab(with_added_tokens=True)
     for name, marks in _VOCABULARY_MARKS:
-        if all(mark in vocabulary for mark in marks):
+        if all(prompts.tokenizer.token_to_id(mark) is not None for mark in marks):
             return name
     return None
 

@@ -58,7 +58,7 @@ class Conversation:
         #: The latest turn, for its figures and finish reason.
         self.last: Generation | None = None
         self.last_reply: Reply | None = None
-        self._format = format_ or AnswerFormat.of(prompts)
+        self._format = format_ or AnswerFormat.of(prompts, with_tools=tools is not None)
         self._kept = kept or KeptState(engine, context_tokens)
         #: The text and the tokens of the conversation up to each answer, which match exactly.
         self._known: list[tuple[str, list[int]]] = []
@@ -198,7 +198,8 @@ class Conversation:
         """Return how many tokens the conversation has before what begins the answer.
 
         Later turns may have something else there: the mark of a reasoning that is then left out.
-        Worth knowing only for a state that cannot be cut back anywhere.
+        Only for a state that cannot be cut back anywhere: a prompt read in two pieces has some
+        experts read twice, those of the few tokens after the question.
         """
         if not self._kept.needs_marks:
             return 0

@@ -92,6 +92,7 @@ def run_command(
             model=str(model),
             shows_stats=shows_stats,
             prompt_cache=prompt_cache,
+            is_raw=raw,
         )
 
 

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from kandiga_run.answer import TokenMask
 from kandiga_run.answer_parts import AnswerSplitter
-from kandiga_run.constraint import AfterReasoning, Constraint
+from kandiga_run.constraint import Constraint
 from kandiga_run.generate_options import GenerateOptions
 from kandiga_run.model_defaults import sampling_for
 from kandiga_run.reasoning import opens_reasoning
@@ -63,7 +64,7 @@ class Prepared:
     client: str
     #: each answer has its own: they keep what they have seen
     new_splitter: Callable[[], AnswerSplitter | ForcedCall | None]
-    new_constraint: Callable[[], Constraint | AfterReasoning | None]
+    new_constraint: Callable[[], TokenMask | None]
 
 
 def prepare_chat(service: Service, wanted: ChatWanted) -> Prepared:
@@ -85,11 +86,11 @@ def prepare_chat(service: Service, wanted: ChatWanted) -> Prepared:
             return ForcedCall(format_.reasoning, is_open=is_open)
         return format_.splitter(rendered, tools)
 
-    def new_constraint() -> Constraint | AfterReasoning | None:
+    def new_constraint() -> TokenMask | None:
         if schema is None:
             return None
         constraint = service.grammars.json_schema(schema)
-        return AfterReasoning(constraint, format_.reasoning_end_tokens) if is_open else constraint
+        return format_.after_reasoning(constraint, is_open=is_open)
 
     tokens = _encode(service, rendered)
     return _prepared(service, wanted, tokens, new_splitter, new_constraint)
@@ -189,7 +190,7 @@ def _prepared(
     wanted: Wanted,
     tokens: list[int],
     new_splitter: Callable[[], AnswerSplitter | ForcedCall | None],
-    new_constraint: Callable[[], Constraint | AfterReasoning | None],
+    new_constraint: Callable[[], TokenMask | None],
 ) -> Prepared:
     context = service.scheduler.context_tokens
     if not tokens:

@@ -1,8 +1,12 @@
 """Reasoning apart from the answer, however the text is cut into pieces."""
 
+import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kandiga_run.prompts import Prompts
 from kandiga_run.reasoning import (
@@ -108,3 +112,38 @@ def test_the_format_follows_from_vocabulary_or_template(tmp_path: Path):
         chat_template="{{ 1 }}",
     )
     assert reasoning_format(Prompts(harmony)) == HARMONY
+
+
+PIECES = st.sampled_from(
+    ["<think>", "</think>", "<th", "ink>", "</", "think>", "a", " ", "\n", "\n\n", "<", ">", "b c"]
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    pieces=st.lists(PIECES, max_size=12),
+    cuts=st.lists(st.integers(1, 9), min_size=1, max_size=12),
+    is_open=st.booleans(),
+    recurs=st.booleans(),
+)
+def test_where_the_text_is_cut_changes_nothing(
+    pieces: list[str], cuts: list[int], is_open: bool, recurs: bool
+):
+    format_ = replace(THINK, recurs=recurs)
+    text = "".join(pieces)
+    splitter = ReasoningSplitter(format_, is_open=is_open)
+    reasoning = content = ""
+    position = 0
+    for cut in itertools.cycle(cuts):
+        if position >= len(text):
+            break
+        part = splitter.add(text[position : position + cut])
+        reasoning, content = reasoning + part.reasoning, content + part.content
+        position += cut
+    part = splitter.finish()
+    assert (reasoning + part.reasoning, content + part.content) == split(
+        text, len(text) + 1, format_, is_open=is_open
+    )
+    # Nothing of the text is lost but marks and blank space.
+    bare = "".join(reasoning + part.reasoning + content + part.content).split()
+    assert "".join(bare).count("a") == text.count("a")

@@ -1,11 +1,14 @@
 """Calls of tools, in the notation of each family, whole or cut into pieces."""
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kandiga_run.answer_parts import AnswerFormat
 from kandiga_run.prompts import Prompts
@@ -168,3 +171,39 @@ def test_parsers_are_loaded_without_mlx_or_transformers():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+PIECES = st.sampled_from(
+    [
+        *(
+            "<tool_call>",
+            "</tool_call>",
+            '{"name": "get_weather", "arguments": {}}',
+            "<tool",
+            "_call>",
+        ),
+        *("a", " ", "\n", "{", "}", "</"),
+    ]
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    pieces=st.lists(PIECES, max_size=10),
+    cuts=st.lists(st.integers(1, 9), min_size=1, max_size=12),
+)
+def test_where_the_text_is_cut_changes_nothing(pieces: list[str], cuts: list[int]):
+    text = "".join(pieces)
+    splitter = ToolCallSplitter(load_format("json_tools"), TOOLS)
+    content, calls, position = "", list[ToolCall](), 0
+    for cut in itertools.cycle(cuts):
+        if position >= len(text):
+            break
+        part = splitter.add(text[position : position + cut])
+        content, position = content + part.content, position + cut
+        calls += part.calls
+    part = splitter.finish()
+    whole = split("json_tools", text, len(text) + 1)
+    assert (content + part.content, [*calls, *part.calls]) == whole
+    if not whole[1]:
+        assert content + part.content == text
