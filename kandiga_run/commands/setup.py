@@ -149,9 +149,11 @@ def _agree(
     target: Target, folder: Path, memory_bytes: int | None, output: Output, *, says_yes: bool
 ) -> None:
     """Say what will be done and ask; RunError when it cannot work, Exit when it is not wanted."""
+    from kandiga_run.forecast.here import model_folder
     from kandiga_run.sizes import format_size
 
-    forecast = _forecast(target.shape, folder, memory_bytes, output, partial=target.partial)
+    place = model_folder(target.shape) if target.how == "fetch" else folder
+    forecast = _forecast(target.shape, place, memory_bytes, output, partial=target.partial)
     name = target.shape.name
     if forecast.verdict == "no":
         raise RunError(f"{name}: {'; '.join(forecast.reasons)} (`kandiga-run plan {name}`)")

@@ -19,6 +19,10 @@ def models_folder() -> Path:
 
 def model_folder(shape: ModelShape) -> Path:
     """Return the folder whose disk counts for a model."""
+    if shape.kind == "published":
+        from huggingface_hub.constants import HF_HUB_CACHE
+
+        return Path(HF_HUB_CACHE)
     if shape.kind not in ("container", "checkpoint"):
         return models_folder()
     path = Path(shape.name)

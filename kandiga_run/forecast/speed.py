@@ -2,7 +2,7 @@
 
 A token reads dense weights, its experts and its cache from memory, and from the disk the experts
 that are not in memory. The shares of the machine's ceilings that a decode reaches are those that
-were measured (cython_kernels/BENCHMARKS.md: 61 to 72 % of memory with everything there; while a
+were measured (cython_kernels/BENCHMARKS.md: 61 to 80 % of memory with everything there; while a
 layer waits, 55 to 70 % of the disk), with room for other machines.
 """
 
@@ -15,7 +15,7 @@ from kandiga_run.forecast.ceilings import MeasuredCeilings
 from kandiga_run.forecast.shape import ModelShape
 
 #: Of the memory ceiling, pessimist and optimist.
-MEMORY_SHARES = (0.5, 0.75)
+MEMORY_SHARES = (0.5, 0.85)
 #: Of the disk ceiling. The pessimist computes only when everything has been read, the optimist
 #: meanwhile.
 DISK_SHARES = (0.5, 0.8)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import TextIO
 
 from kandiga_run.exit_codes import ExitCode
@@ -34,11 +37,12 @@ def run_step(command: list[str], *, messages: TextIO, folder: Path | None = None
     messages.flush()
     process = subprocess.Popen(command, stdout=messages.fileno(), cwd=folder)
     interrupted = False
-    while process.returncode is None:
-        try:
-            process.wait()
-        except KeyboardInterrupt:
-            interrupted = True
+    with _passing_on(signal.SIGTERM, process):
+        while process.returncode is None:
+            try:
+                process.wait()
+            except KeyboardInterrupt:
+                interrupted = True
     code = process.returncode
     if interrupted and code:
         raise StepFailedError(ExitCode.INTERRUPTED)
@@ -49,3 +53,17 @@ def run_step(command: list[str], *, messages: TextIO, folder: Path | None = None
         with contextlib.suppress(OSError):
             messages.flush()
         raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _passing_on(number: signal.Signals, process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Give a signal to the process, which would go on without us otherwise."""
+
+    def pass_on(_number: int, _frame: FrameType | None) -> None:
+        process.send_signal(number)
+
+    before = signal.signal(number, pass_on)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)

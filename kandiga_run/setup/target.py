@@ -36,8 +36,16 @@ class Target:
 
     @property
     def partial(self) -> Path | None:
-        """Return where `kandiga-pack convert` keeps what it has done so far."""
-        return None if self.dest is None else self.dest.with_name(f"{self.dest.name}.partial")
+        """Return where what an interrupted run has done is: beside the container, or in the Hub's
+        cache."""
+        if self.dest is not None:
+            return self.dest.with_name(f"{self.dest.name}.partial")
+        hub_id = parse_hub_id(self.source)
+        if hub_id is None:
+            return None
+        from huggingface_hub.constants import HF_HUB_CACHE
+
+        return Path(HF_HUB_CACHE) / f"models--{hub_id.repository.replace('/', '--')}"
 
 
 def find_target(text: str, folder: Path) -> Target:

@@ -17,6 +17,8 @@ from kandiga_run.errors import RunError
 from kandiga_run.forecast.ceilings import MeasuredCeilings, cache_file
 from kandiga_run.forecast.forecast import Forecast, forecast
 from kandiga_run.forecast.presets import PRESETS
+from kandiga_run.output import Output
+from kandiga_run.setup import install
 from kandiga_run.setup.choose import best
 from packed import Packed
 
@@ -126,7 +128,10 @@ def test_what_cannot_work_is_refused_before_the_download(
     assert not (home / "data").exists()
 
 
-def test_an_interrupted_setup_goes_on(hub: HubStub, tiny: Packed, home: Path) -> None:
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM], ids=lambda stop: stop.name)
+def test_an_interrupted_setup_goes_on(
+    hub: HubStub, tiny: Packed, home: Path, stop: signal.Signals
+) -> None:
     hub.add(ID, tiny.checkpoint)
     models = home / "data/kandiga/models"
     partial = models / "someone--tiny-qwen.partial"
@@ -141,7 +146,10 @@ def test_an_interrupted_setup_goes_on(hub: HubStub, tiny: Packed, home: Path) ->
     deadline = time.monotonic() + 60
     while not partial.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to the packer, too
+    if stop == signal.SIGINT:
+        os.killpg(process.pid, stop)  # as a terminal sends it: to the packer, too
+    else:
+        process.send_signal(stop)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
     assert "the same command goes on from here" in said
@@ -161,6 +169,28 @@ def test_a_preset_is_found_on_the_hub(hub: HubStub, tiny: Packed, home: Path) ->
     assert done.returncode == 0, done.stderr
     assert Path(default_model() or "").name == "mlx-community--Qwen3.5-35B-A3B-4bit"
     assert f"{preset.name} is ready" in done.stderr
+
+
+def test_a_commit_and_a_folder(hub: HubStub, tiny: Packed, home: Path) -> None:
+    commit = hub.add(ID, tiny.checkpoint)
+    hub.repositories[ID].commit({"README.md": b"nothing is left of it"})
+    done = run(hub, home, "setup", "--model", f"{ID}@{commit}", "--yes")
+    assert done.returncode == 0, done.stderr
+    models = home / "data/kandiga/models"
+    assert default_model() == str(models / f"someone--tiny-qwen@{commit}")
+    done = run(hub, home, "setup", "--model", str(tiny.checkpoint), "--yes", "--quiet")
+    assert done.returncode == 0
+    assert done.stdout == done.stderr == ""
+    assert default_model() == str(models / tiny.checkpoint.name)
+    assert (tiny.checkpoint / "model.safetensors").stat().st_size > 100_000
+
+
+def test_the_demo_needs_the_source_tree(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(install, "__file__", str(tmp_path / "kandiga_run/setup/install.py"))
+    with pytest.raises(RunError, match="clone the repository and run `make demo`"):
+        install.prepare_demo(home, Output(is_quiet=True))
 
 
 def forecasts(
