@@ -39,34 +39,39 @@ _CONTEXT_TOKENS = 8192
 
 
 class Settings(TypedDict, total=False):
-    """How to answer; what is left out is as the model's makers recommend, else greedy."""
+    """How to answer; what is left out is as the model's makers recommend, else greedy.
 
-    #: Longest answer, 1024 by default.
+    max_tokens: longest answer, 1024 by default.
+    temperature, top_k, top_p, min_p, seed: how tokens are drawn; temperature 0 is greedy.
+    repetition_penalty: above 1 makes tokens of prompt and answer less probable.
+    presence_penalty, frequency_penalty: the same of the answer alone, as OpenAI's API has them.
+    logit_bias: added to the logits of single tokens, by id.
+    stop: texts that end the answer.
+    think: ask the chat template for reasoning, or for none.
+    tools: definitions as OpenAI's API takes them; calls stand in `Completion.tool_calls`.
+    json_schema, regex, choices, grammar: hold the answer to JSON that fits a schema, to what a
+        regular expression matches, to one of some texts, to a grammar in Lark's syntax. One of
+        these at most; reasoning before the answer is free.
+    on_progress: called with (tokens done, tokens in all) while the prompt is read.
+    """
+
     max_tokens: int
     temperature: float
     top_k: int
     top_p: float
     min_p: float
+    seed: int
     repetition_penalty: float
     presence_penalty: float
     frequency_penalty: float
     logit_bias: dict[int, float]
-    seed: int
-    #: Texts that end the answer.
     stop: Sequence[str]
-    #: Ask the chat template for reasoning, or for none.
     think: bool
-    #: Definitions as OpenAI's API takes them; calls stand in `Completion.tool_calls`.
     tools: Tools
-    #: Hold the answer to JSON that fits a schema ...
     json_schema: dict[str, Any]
-    #: ... to what a regular expression matches ...
     regex: str
-    #: ... to one of some texts ...
     choices: Sequence[str]
-    #: ... or to a grammar in Lark's syntax. One of these at most.
     grammar: str
-    #: Called with (tokens done, tokens in all) while the prompt is read.
     on_progress: Progress
 
 

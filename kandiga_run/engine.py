@@ -87,6 +87,10 @@ class RewindableState(State, Protocol):
     Keys and values of earlier tokens stay in the state; a mark keeps recurrent layers alone.
     """
 
+    @property
+    def can_mark(self) -> bool:
+        """Whether it does: caches that overwrite their oldest tokens go back nowhere."""
+
     def mark(self) -> StateMark:
         """Return this moment."""
 

@@ -46,11 +46,12 @@ class KeptState:
     @property
     def needs_marks(self) -> bool:
         """Whether going back takes a mark."""
-        return isinstance(self.state, RewindableState) and not self.state.can_trim
+        state = self.state
+        return isinstance(state, RewindableState) and state.can_mark and not state.can_trim
 
     def mark(self) -> None:
         """Make this moment one that the state can go back to, if it needs such a thing."""
-        if not isinstance(self.state, RewindableState) or self.state.can_trim:
+        if not self.needs_marks or not isinstance(self.state, RewindableState):
             return
         self._marks = [mark for mark in self._marks if mark.position < self.state.position]
         self._marks.append(self.state.mark())
@@ -68,7 +69,7 @@ class KeptState:
             del self.seen[position:]
             return
         reachable = [mark for mark in self._marks if mark.position <= position]
-        if not reachable or not isinstance(state, RewindableState):
+        if not reachable or not isinstance(state, RewindableState) or not state.can_mark:
             self.drop()
             return
         state.rewind(reachable[-1])

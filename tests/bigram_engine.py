@@ -53,6 +53,7 @@ class MarkingState(BigramState):
     def __init__(self, max_tokens: int, can_trim: bool = False) -> None:
         super().__init__(max_tokens, can_trim)
         self.marks: list[BigramMark] = []
+        self.can_mark = True
 
     def mark(self) -> BigramMark:
         self.marks.append(BigramMark(self.position))

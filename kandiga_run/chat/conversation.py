@@ -11,7 +11,7 @@ from kandiga_run.engine import Engine
 from kandiga_run.errors import RunError
 from kandiga_run.generate_options import GenerateOptions
 from kandiga_run.generation import Generation, Progress, generate
-from kandiga_run.kept_state import KeptState, common_length
+from kandiga_run.kept_state import MARKS_BYTES, KeptState, common_length
 from kandiga_run.prompts import Prompts
 from kandiga_run.reply import Chunk, Reply
 from kandiga_run.tool_calls import ToolCall, Tools
@@ -40,13 +40,15 @@ class Conversation:
         tools: Tools | None = None,
         variables: Mapping[str, Any] | None = None,
         kept: KeptState | None = None,
+        marks_bytes: int = MARKS_BYTES,
         format_: AnswerFormat | None = None,
     ) -> None:
         """Start without messages.
 
         context_tokens: bounds the conversation, answers included.
         variables: what the template is told besides the messages, such as enable_thinking.
-        kept: a state that others use in turns with this conversation; its own by default.
+        kept: a state that others use in turns with this conversation; its own by default ...
+        marks_bytes: ... with marks that take so much memory at most.
         """
         self.engine, self.prompts, self.options = engine, prompts, options
         self.context_tokens = context_tokens
@@ -59,7 +61,8 @@ class Conversation:
         self.last: Generation | None = None
         self.last_reply: Reply | None = None
         self._format = format_ or AnswerFormat.of(prompts, with_tools=tools is not None)
-        self._kept = kept or KeptState(engine, context_tokens)
+        self._marks_bytes = marks_bytes
+        self._kept = kept or KeptState(engine, context_tokens, marks_bytes=marks_bytes)
         #: The text and the tokens of the conversation up to each answer, which match exactly.
         self._known: list[tuple[str, list[int]]] = []
 
@@ -80,7 +83,7 @@ class Conversation:
         """Go on with another engine for the same model; the messages stay."""
         self.drop_state()
         self.engine = engine
-        self._kept = KeptState(engine, self.context_tokens)
+        self._kept = KeptState(engine, self.context_tokens, marks_bytes=self._marks_bytes)
 
     def drop_state(self) -> None:
         """Forget what was computed, not what was said; the next answer reads all of it again."""

@@ -69,6 +69,7 @@ def chat_command(
     with EngineSwitch(folder, choices, output, context_tokens) as engines:
         from kandiga_run.chat.assembly import chat_terminal
         from kandiga_run.chat.conversation import Conversation
+        from kandiga_run.kept_state import MARKS_BYTES
 
         conversation = Conversation(
             engines.engine,
@@ -77,6 +78,8 @@ def chat_command(
             context_tokens=context_tokens,
             system=system,
             variables=template_variables(choices),
+            # With a budget there is the latest mark only: it is not in the budget's plan.
+            marks_bytes=0 if choices["memory_bytes"] else MARKS_BYTES,
         )
         engines.conversation = conversation
         chat_terminal(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -13,12 +14,26 @@ from mlx_lm.models.cache import (
     trim_prompt_cache,
 )
 
+from kandiga_run.engine import StateMark
 from kandiga_run.errors import RunError
 from kandiga_run.kv.formats import KVPlan
 from kandiga_run.mlx_engine.kv_attention import compressed
 from kandiga_run.mlx_engine.kv_cache import TurboQuantCache
 
 _FORMATS = {mx.float32: "f32", mx.float16: "f16", mx.bfloat16: "bf16"}
+
+
+@dataclass(frozen=True)
+class MlxMark:
+    """A moment of a sequence: its position, and the arrays of each recurrent layer."""
+
+    position: int
+    recurrent: tuple[tuple[Any, ...], ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Return the size of the arrays that are kept from being freed."""
+        return sum(array.nbytes for layer in self.recurrent for array in layer if array is not None)
 
 
 class MlxState:
@@ -67,6 +82,28 @@ class MlxState:
             raise RunError("this model's state cannot go back: it keeps no past tokens apart")
         trim_prompt_cache(self.cache, num_tokens)
         self.position -= num_tokens
+
+    @property
+    def can_mark(self) -> bool:
+        """Whether the state can go back to marks; full sliding windows cannot."""
+        return all(isinstance(entry, ArraysCache) or entry.is_trimmable() for entry in self.cache)
+
+    def mark(self) -> MlxMark:
+        """Return this moment. mlx's arrays never change: nothing is copied."""
+        layers = (entry for entry in self.cache if isinstance(entry, ArraysCache))
+        return MlxMark(self.position, tuple(tuple(layer.cache) for layer in layers))
+
+    def rewind(self, mark: StateMark) -> None:
+        """Go back to a mark of this state."""
+        if not isinstance(mark, MlxMark) or mark.position > self.position:
+            raise ValueError(f"not a mark of the past {self.position} tokens: {mark}")
+        recurrent = iter(mark.recurrent)
+        for entry in self.cache:
+            if isinstance(entry, ArraysCache):
+                entry.cache = list(next(recurrent))
+            else:
+                entry.trim(self.position - mark.position)
+        self.position = mark.position
 
     def check_read(self) -> None:
         """RunError when a layer computed without the keys and values of its compressed cache."""

@@ -85,6 +85,11 @@ class NativeState:
                 cache.trim(num_tokens)
         self.position -= num_tokens
 
+    @property
+    def can_mark(self) -> bool:
+        """Whether the state can go back to marks."""
+        return True
+
     def mark(self) -> NativeMark:
         """Return this moment; copies recurrent state, and no keys or values."""
         layers = (cache for cache in self.caches if isinstance(cache, RecurrentState))

@@ -1,5 +1,6 @@
 """What the engine promises besides the right logits: memory, errors, settings, the engine seam."""
 
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -219,3 +220,22 @@ def test_a_family_that_computes_with_dense_tensors_while_loading(
     assert np.abs(wanted - model.reference.prefill).max() > 0.1
     with model.engine() as engine:
         assert_close(engine.forward(PROMPT, engine.new_state(64), logits="all"), wanted)
+
+
+@pytest.mark.parametrize("family", ["gpt_oss", "qwen3_next", "jamba"])
+def test_going_back_to_a_mark(packed: PackedFactory, family: str) -> None:
+    """What follows a mark is what followed it the first time, recurrent layers included."""
+    with packed(family).engine() as engine:
+        state = engine.new_state(64)
+        engine.forward(PROMPT[:6], state)
+        assert state.can_mark
+        mark = state.mark()
+        first = engine.forward(PROMPT[6:], state).copy()
+        state.rewind(mark)
+        engine.forward(PROMPT[8:], state)
+        state.rewind(mark)
+        assert state.position == 6
+        assert np.array_equal(engine.forward(PROMPT[6:], state), first)
+        assert (mark.nbytes > 0) == (family != "gpt_oss")
+        with pytest.raises(ValueError, match="not a mark of the past"):
+            state.rewind(replace(mark, position=state.position + 1))

@@ -228,3 +228,4 @@ def test_closing_twice_is_harmless(folder: Path) -> None:
 def test_settings_are_documented_and_typed() -> None:
     hints = typing.get_type_hints(kr.Settings)
     assert set(hints) == set(kr.Settings.__optional_keys__)
+    assert all(name in (kr.Settings.__doc__ or "") for name in hints)
