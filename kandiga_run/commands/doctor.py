@@ -32,7 +32,7 @@ It ends with 1 when something is broken; a warning is no failure.
 
 {HELP}""",
 )
-@click.argument("model", required=False)
+@click.argument("model", required=False, type=click.Path())
 @click.option(
     "--folder",
     type=click.Path(path_type=Path),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -29,6 +30,16 @@ def _or_default(
     if value is not None or context.resilient_parsing:
         return value
     return remembered_model()
+
+
+def complete_model(
+    _context: click.Context, _parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Return presets, and that files may be meant, for a shell."""
+    from kandiga_run.forecast.presets import PRESETS
+
+    names = [CompletionItem(name) for name in PRESETS if name.startswith(incomplete)]
+    return names or [CompletionItem(incomplete, type="file")]
 
 
 def remembered_model() -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from kandiga_run.cli_options import Invocation, Size, quiet_options
+from kandiga_run.commands.model_argument import complete_model
 from kandiga_run.exit_codes import HELP
 from kandiga_run.kv.choices import KV_CHOICES, KVChoice
 from kandiga_run.output import Output
@@ -23,7 +24,7 @@ Examples:
 
 {HELP}""",
 )
-@click.argument("model", required=False)
+@click.argument("model", required=False, shell_complete=complete_model)
 @click.option(
     "--memory",
     "memory_bytes",

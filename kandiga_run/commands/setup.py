@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kandiga_run.cli_options import Invocation, Size, quiet_options
+from kandiga_run.commands.model_argument import complete_model
 from kandiga_run.errors import RunError
 from kandiga_run.exit_codes import HELP, ExitCode
 from kandiga_run.output import Output
@@ -36,6 +37,7 @@ Examples:
 @click.option(
     "--model",
     metavar="MODEL",
+    shell_complete=complete_model,
     help="A preset (qwen3.5-35b-a3b, qwen3.5-122b-a10b, qwen3.5-397b-a17b, demo), an id on the Hub "
     "or a folder.  [default: the largest preset that fits]",
 )
