@@ -85,7 +85,8 @@ def run(engine: NativeEngine, num_tokens: int) -> list[str]:
         f"a chunk of {CHUNK_TOKENS} tokens at that depth: {chunk_seconds:.1f} s",
         f"a token: {token_seconds * 1e3:.0f} ms, of that attention "
         f"{spent.attention_seconds / DECODE_TOKENS * 1e3:.1f} ms",
-        f"coding: {spent.kv_coding_seconds / DECODE_TOKENS * 1e6:.0f} us a token, {share:.2%} of decode",
+        f"coding: {spent.kv_coding_seconds / DECODE_TOKENS * 1e6:.0f} us a token, "
+        f"{share:.2%} of decode",
         f"peak resident memory: {format_size(peak_bytes())}",
     ]
 
