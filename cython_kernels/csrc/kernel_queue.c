@@ -10,11 +10,13 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
-#define HAVE_IO_URING defined(__NR_io_uring_setup)
+#if defined(__NR_io_uring_setup)
+#define HAVE_IO_URING
+#endif
 #endif
 #endif
 
-#if defined(HAVE_IO_URING) && HAVE_IO_URING
+#if defined(HAVE_IO_URING)
 
 #include <string.h>
 
