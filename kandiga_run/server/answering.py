@@ -92,7 +92,7 @@ def prepare_chat(service: Service, wanted: ChatWanted) -> Prepared:
         constraint = service.grammars.json_schema(schema)
         return format_.after_reasoning(constraint, is_open=is_open)
 
-    tokens = _encode(service, rendered)
+    tokens = service.prompts.encode(rendered)
     return _prepared(service, wanted, tokens, new_splitter, new_constraint)
 
 
@@ -108,7 +108,7 @@ def prepare_text(service: Service, wanted: Wanted, prompt: str | Sequence[int]) 
 
 def count_chat_tokens(service: Service, wanted: ChatWanted) -> int:
     """Return the tokens of a rendered conversation. Not for the event loop."""
-    return len(_encode(service, render_chat(service, wanted)))
+    return len(service.prompts.encode(render_chat(service, wanted)))
 
 
 def render_chat(service: Service, wanted: ChatWanted) -> str:
@@ -141,7 +141,14 @@ def submit_all(service: Service, prepared: Sequence[Prepared]) -> list[Reply]:
         for one in prepared:
             for index in range(one.num_answers):
                 ticket = service.scheduler.submit(_request(service, one, index))
-                replies.append(Reply(ticket, one.new_splitter(), decode=service.prompts.decode))
+                replies.append(
+                    Reply(
+                        ticket,
+                        one.new_splitter(),
+                        decode=service.prompts.decode,
+                        on_first_token=service.metrics.first_token_seconds.observe,
+                    )
+                )
     except BaseException as error:
         for reply in replies:
             reply.cancel()
@@ -176,13 +183,6 @@ def _refusal(error: BaseException) -> BaseException:
 def _offered_tools(wanted: ChatWanted) -> Tools | None:
     """Return the tools the model is told of; with "none" it learns of none."""
     return None if wanted.tool_choice == "none" or not wanted.tools else wanted.tools
-
-
-def _encode(service: Service, rendered: str) -> list[int]:
-    try:
-        return service.prompts.encode(rendered)
-    except UnicodeEncodeError as error:
-        raise ApiError(400, "the text holds half a character (a lone surrogate)") from error
 
 
 def _prepared(

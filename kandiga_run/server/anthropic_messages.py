@@ -29,9 +29,10 @@ from kandiga_run.server.replies import End, Piece, Progress, Reply, Whole
 from kandiga_run.server.responses_documented import anthropic_answers
 from kandiga_run.server.serving import client_name, service_of, stream
 from kandiga_run.server.sse import encode_event
+from kandiga_run.server.whole_characters import WholeCharacters
 from kandiga_run.tool_calls import ToolCall
 
-router = APIRouter()
+router = APIRouter(dependencies=[WholeCharacters])
 
 
 @router.post("/v1/messages", responses=anthropic_answers(AnthropicMessage))

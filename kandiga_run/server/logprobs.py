@@ -34,6 +34,15 @@ def token_text(vocabulary: TokenBytes, token: int) -> tuple[str, list[int]]:
     return data.decode(errors="replace"), list(data)
 
 
+def unique_text(vocabulary: TokenBytes, token: int) -> str:
+    """Return a token's text, or for half a character its bytes as OpenAI writes them."""
+    data = vocabulary[token]
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
 def finite(logprob: float) -> float:
     """Return a number that JSON has."""
     return max(logprob, _LEAST)

@@ -44,9 +44,10 @@ from kandiga_run.server.responses_documented import answers
 from kandiga_run.server.service import Service
 from kandiga_run.server.serving import client_name, service_of, stream
 from kandiga_run.server.sse import encode_event
+from kandiga_run.server.whole_characters import WholeCharacters
 from kandiga_run.tool_calls import ToolCall as ParsedCall
 
-router = APIRouter()
+router = APIRouter(dependencies=[WholeCharacters])
 
 DONE = b"data: [DONE]\n\n"
 

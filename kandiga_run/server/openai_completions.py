@@ -15,7 +15,7 @@ from kandiga_run.server.answering import Prepared, Wanted, prepare_text, submit_
 from kandiga_run.server.disconnects import unless_disconnected
 from kandiga_run.server.errors import as_api_error, openai_error
 from kandiga_run.server.identifiers import new_id
-from kandiga_run.server.logprobs import finite, token_text
+from kandiga_run.server.logprobs import finite, unique_text
 from kandiga_run.server.openai_chat import (
     DONE,
     sampling_of,
@@ -33,8 +33,9 @@ from kandiga_run.server.responses_documented import answers
 from kandiga_run.server.service import Service
 from kandiga_run.server.serving import client_name, service_of, stream
 from kandiga_run.server.sse import encode_event
+from kandiga_run.server.whole_characters import WholeCharacters
 
-router = APIRouter()
+router = APIRouter(dependencies=[WholeCharacters])
 
 #: Without a limit of its own a request gets this short a continuation, as OpenAI has it.
 _DEFAULT_MAX_TOKENS = 16
@@ -150,12 +151,12 @@ class _Writer:
     def _logprobs(self, index: int, tokens: Sequence[Token]) -> CompletionLogprobs:
         logprobs = CompletionLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
         for token in tokens:
-            text, _ = token_text(self._vocabulary, token.id)
+            text = unique_text(self._vocabulary, token.id)
             assert token.logprob is not None
             logprobs.tokens.append(text)
             logprobs.token_logprobs.append(finite(token.logprob))
             best = {
-                token_text(self._vocabulary, other)[0]: finite(logprob)
+                unique_text(self._vocabulary, other): finite(logprob)
                 for other, logprob in token.top_logprobs
             }
             logprobs.top_logprobs.append(best)

@@ -26,8 +26,9 @@ from kandiga_run.server.response_memory import Remembered
 from kandiga_run.server.responses_documented import answers
 from kandiga_run.server.service import Service
 from kandiga_run.server.serving import client_name, service_of, stream
+from kandiga_run.server.whole_characters import WholeCharacters
 
-router = APIRouter()
+router = APIRouter(dependencies=[WholeCharacters])
 
 
 class Deleted(Answer):

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Literal
 
 from kandiga_run.answer import Token
@@ -79,8 +80,15 @@ class Reply:
         splitter: AnswerSplitter | ForcedCall | None,
         *,
         decode: Callable[[Sequence[int]], str],
+        on_first_token: Callable[[float], None],
     ) -> None:
-        """Follow a ticket. Without a splitter all text is content; `decode` makes text of ids."""
+        """Follow a ticket that was just made.
+
+        splitter: takes the answer apart; without one all text is content.
+        decode: makes text of ids.
+        on_first_token: told how many seconds the first token took, those in the queue included.
+        """
+        self._on_first_token, self._started = on_first_token, perf_counter()
         self._ticket, self._splitter = ticket, splitter
         self._decode = decode
         self._ids: list[int] = []
@@ -136,6 +144,8 @@ class Reply:
         return whole
 
     def _piece(self, token: Token) -> Piece:
+        if not self._ids:
+            self._on_first_token(perf_counter() - self._started)
         self._ids.append(token.id)
         if self._splitter is None:
             return Piece(content=token.text, tokens=self._shown(token))
