@@ -30,6 +30,8 @@ class KeyWatcher:
         modes = termios.tcgetattr(self._descriptor)
         # IEXTEN: on macOS Ctrl-O would otherwise discard output.
         modes[3] &= ~(termios.ICANON | termios.ECHO | termios.IEXTEN)
+        # Ctrl-C would otherwise throw away what is written and not yet shown.
+        modes[3] |= termios.NOFLSH
         modes[6][termios.VMIN], modes[6][termios.VTIME] = 0, 0
         termios.tcsetattr(self._descriptor, termios.TCSANOW, modes)
         return self

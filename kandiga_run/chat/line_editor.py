@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from kandiga_run.user_files import state_folder
 #: A longer history file is cut to its later half.
 _HISTORY_BYTES = 1 << 20
 _PROMPT = "> "
+_ESCAPE_SEQUENCE = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|.)")
 _STYLE = Style.from_dict({"bottom-toolbar": "noreverse fg:ansibrightblack"})
 
 
@@ -60,7 +62,8 @@ class LineEditor:
 
     def type_ahead(self, text: str) -> None:
         """Begin the next line with what was typed during an answer."""
-        self._typed += "".join(letter for letter in text if letter.isprintable())
+        plain = _ESCAPE_SEQUENCE.sub("", text)  # arrow keys, and what a terminal itself says
+        self._typed += "".join(letter for letter in plain if letter.isprintable())
 
 
 def open_history() -> History:

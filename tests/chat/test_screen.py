@@ -200,7 +200,7 @@ class TestKeys:
         terminal.wait_for("word word")
         terminal.press(CTRL_C)
         terminal.wait_for("stopped")
-        assert 1 < answered(terminal).count("word") < 500
+        assert 1 < answered(terminal).count("word") < 500, terminal.text
         assert ask(terminal, "And?") == "Yes."
         assert not terminal.screen.cursor.hidden
 
@@ -251,7 +251,7 @@ class TestKeys:
         terminal = start("word " * 60, "Yes.", seconds_per_token=0.01)
         terminal.enter("Hello")
         terminal.wait_for("word word")
-        terminal.press("And then?")
+        terminal.press("And" + ARROW_UP + " then?")
         terminal.wait_for("> And then?")
         terminal.press("\r")
         terminal.wait_for("Yes.")
