@@ -5,6 +5,7 @@ from __future__ import annotations
 from kandiga_run.engine import BudgetedEngine, Engine
 from kandiga_run.errors import RunError
 from kandiga_run.scheduler.kept_prompts import CacheOptions
+from kandiga_run.sizes import format_size
 
 #: Answers computed together unless told otherwise.
 MAX_RUNNING = 4
@@ -37,9 +38,11 @@ def fit_memory(
             room = engine.reserve(cache_bytes, count, context_tokens)
         except RunError as error:
             if count in (wanted, 1):
+                answers = f"{count} answers" if count > 1 else "an answer"
                 raise RunError(
-                    f"{count} answers at once, each of {context_tokens} tokens: {error}; or allow "
-                    "fewer answers at once, or shorter ones"
+                    f"no room for {answers} of {context_tokens} tokens: {error}; or allow a "
+                    "shorter context, fewer answers at once, or less than "
+                    f"{format_size(cache_bytes)} of kept prompts, which count as the process's"
                 ) from error
         else:
             return count, min(chunk_tokens, room)

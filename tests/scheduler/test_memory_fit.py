@@ -50,7 +50,7 @@ def test_as_many_answers_as_fit(engine: Engine) -> None:
 
 
 def test_more_than_fit_are_refused(engine: Engine) -> None:
-    with pytest.raises(RunError, match="3 answers at once, each of 400000 tokens: a memory budget"):
+    with pytest.raises(RunError, match="no room for 3 answers of 400000 tokens: a memory"):
         Scheduler(engine, context_tokens=CONTEXT, max_running=3, prefix_cache=NOTHING)
 
 
