@@ -8,6 +8,7 @@ from cython_kernels import isa
 from kandiga_run.engine import Engine, State
 from kandiga_run.generation import GenerationStats
 from kandiga_run.memory import MemoryUse, memory_use
+from kandiga_run.memory_items import describe_items, memory_items
 from kandiga_run.sizes import format_size
 from kandiga_run.stats import RunStats
 from kandiga_run.time_split import time_split_json
@@ -41,7 +42,7 @@ def stats_json(engine: Engine, state: State, stats: GenerationStats) -> dict[str
         )
         | {"bytes_read_per_token": stats.bytes_read_per_token},
         "time_to_first_token_seconds": stats.time_to_first_token_seconds,
-        "memory": _memory_json(memory_use()),
+        "memory": _memory_json(engine, memory_use()),
     }
 
 
@@ -88,6 +89,7 @@ def stats_rows(engine: Engine, state: State, stats: GenerationStats) -> list[tup
         *([("settings", run.tuned)] if run.tuned else []),
         ("KV cache", _kv_row(state)),
         ("memory charged", _memory_row(memory)),
+        *_memory_item_rows(engine, memory),
     ]
 
 
@@ -162,7 +164,7 @@ def _device_rows(stats: GenerationStats) -> list[tuple[str, str]]:
     ]
 
 
-def _memory_json(memory: MemoryUse) -> dict[str, int | None]:
+def _memory_json(engine: Engine, memory: MemoryUse) -> dict[str, Any]:
     return {
         "resident_bytes": memory.resident_bytes,
         "peak_resident_bytes": memory.peak_resident_bytes,
@@ -170,7 +172,13 @@ def _memory_json(memory: MemoryUse) -> dict[str, int | None]:
         "file_bytes": memory.file_bytes,
         "cgroup_bytes": memory.cgroup_bytes,
         "cgroup_limit_bytes": memory.cgroup_limit_bytes,
+        "items": memory_items(engine, memory),
     }
+
+
+def _memory_item_rows(engine: Engine, memory: MemoryUse) -> list[tuple[str, str]]:
+    items = memory_items(engine, memory)
+    return [] if items is None else [("of it our own", describe_items(items))]
 
 
 def _memory_row(memory: MemoryUse) -> str:

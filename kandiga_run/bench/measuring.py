@@ -18,6 +18,7 @@ from kandiga_run.bench.samples import Sample
 from kandiga_run.engine import Engine, load_engine
 from kandiga_run.errors import RunError
 from kandiga_run.memory import memory_use
+from kandiga_run.memory_items import memory_items
 
 Emit = Callable[..., None]
 
@@ -51,20 +52,20 @@ def measure(request: Request, events: TextIO) -> None:
             process_read_bytes=process_read_bytes(),
         )
         emit("engine", **_engine_json(engine))
-        _emit_memory(emit, request)
+        _emit_memory(emit, request, engine)
         if request.cache == "warm":
             progress("warming up", 0, 1)
             measurements.warm_up()
         for size in request.prefill_tokens:
             _emit_samples(emit, f"prefill of {size}", measurements.prefills(size, progress))
-            _emit_memory(emit, request)
+            _emit_memory(emit, request, engine)
         if request.cache == "warm" and request.depths:
             progress("filling the expert cache", 0, 1)
             measurements.fill_memory()
         for depth in request.depths:
             emit("work", depth=depth, **_work_json(engine, depth))
             _emit_samples(emit, f"decode at {depth}", measurements.decodes(depth, progress))
-            _emit_memory(emit, request)
+            _emit_memory(emit, request, engine)
     emit("finished")
 
 
@@ -77,9 +78,14 @@ def _emit_samples(emit: Emit, what: str, samples: Iterator[Sample]) -> None:
         emit("note", text=f"no {what}: {error}")
 
 
-def _emit_memory(emit: Emit, request: Request) -> None:
-    paths = sorted(Path(request.folder).glob("*.kexp"))
-    emit("memory", **asdict(memory_use()), container=asdict(resident(paths)))
+def _emit_memory(emit: Emit, request: Request, engine: Engine) -> None:
+    paths, use = sorted(Path(request.folder).glob("*.kexp")), memory_use()
+    emit(
+        "memory",
+        **asdict(use),
+        items=memory_items(engine, use),
+        container=asdict(resident(paths)),
+    )
 
 
 def _engine_json(engine: Engine) -> dict[str, Any]:

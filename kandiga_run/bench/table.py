@@ -12,6 +12,7 @@ from kandiga_run.bench.foretold import foretold
 from kandiga_run.bench.report import figure_bound
 from kandiga_run.bench.samples import Figure
 from kandiga_run.bench.session import MachineCeilings, Measurement, Results
+from kandiga_run.memory_items import describe_items
 from kandiga_run.sizes import format_size
 
 # Wide enough for every column; without a terminal rich would wrap at 80.
@@ -151,7 +152,10 @@ def _facts(measurement: Measurement) -> Iterator[tuple[str, str]]:
             yield "first token", _start(heard.start)
     memories = [heard.memory for heard in measurement.heard if heard.memory]
     if memories:
-        yield "memory", _memory(max(memories, key=_peak))
+        largest = max(memories, key=_peak)
+        yield "memory", _memory(largest)
+        if largest.get("items"):
+            yield "of it our own", describe_items(largest["items"])
     group = measurement.group
     if group is not None:
         peak = "" if group.peak_bytes is None else f"peak {format_size(group.peak_bytes)} "

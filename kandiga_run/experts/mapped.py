@@ -38,6 +38,7 @@ class MappedStore:
 
     residency = "mapped"
     nbytes = 0
+    held_bytes = 0
 
     def __init__(
         self,

@@ -62,6 +62,11 @@ class OwnedStore:
         """Return the size of all slots."""
         return sum(pool.nbytes for pool in self._pools.values())
 
+    @property
+    def held_bytes(self) -> int:
+        """Return the memory of the slots that were used, or are about to be."""
+        return sum(pool.held_bytes for pool in self._pools.values())
+
     def addresses(self, layer: int, experts: NDArray[np.int32]) -> NDArray[np.uint64] | None:
         """Return where the experts (n,) lie when all have slots, else None."""
         if self._ahead is not None:  # some slots are being filled

@@ -51,6 +51,11 @@ class FreeSlots:
             self._thread = threading.Thread(target=self._work, name="slot-memory", daemon=True)
             self._thread.start()
 
+    @property
+    def num_with_memory(self) -> int:
+        """Return how many slots, free or not, have been touched."""
+        return len(self._has_memory)
+
     def take(self) -> int | None:
         """Return a slot that has memory, or any where nobody prepares them; None when none is."""
         if self._thread is None:

@@ -53,6 +53,11 @@ class SlotPool:
         """Return the size of the slots in use."""
         return self.num_slots * self.slot_bytes
 
+    @property
+    def held_bytes(self) -> int:
+        """Return the memory of the slots that have been touched."""
+        return self._free.num_with_memory * self.slot_bytes
+
     def find(self, key: Key) -> bool:
         """Pin an expert that has a slot; False when it has none. Either way it was asked for."""
         self._count_use(key)

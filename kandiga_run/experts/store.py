@@ -77,6 +77,10 @@ class ExpertStore(Protocol):
     def nbytes(self) -> int:
         """Return the size of the memory the store itself holds (none when mapped)."""
 
+    @property
+    def held_bytes(self) -> int:
+        """Return how much of it the system has given so far."""
+
     def fetch(self, layer: int, experts: NDArray[np.int32]) -> AbstractContextManager[Arrivals]:
         """Start reading the given experts (n,), all different; each arrives once.
 

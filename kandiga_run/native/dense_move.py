@@ -32,6 +32,8 @@ class DenseMove:
         self._thread: threading.Thread | None = None
         self._gave_up = threading.Event()
         self._is_filled = False
+        #: whether the matrices read the copy
+        self.is_taken = False
 
     def has_room(self) -> bool:
         """Whether memory holds the experts, the dense weights and their copy."""
@@ -51,6 +53,7 @@ class DenseMove:
         for matrix, names in self._weights.matrices:
             matrix.move(*(self._copy.array(name) for name in names))
         self._copy = None  # the matrices hold its memory
+        self.is_taken = True
 
     def wait(self) -> None:
         """Wait until `take` finds the copy, or there will be none."""

@@ -110,6 +110,7 @@ class NativeEngine:
         self._kv = KVPlan(options.kv, dtype, options.kv_qjl, options.kv_protect)
         self.stats.kv = self._kv.name
         self._weights = weights
+        self._scratch = scratch
         self._scratch_bytes = scratch.bytes_for(FEW_ROWS)
         self.prefill_chunk = rows
         self._plan = MemoryPlan(
@@ -214,6 +215,17 @@ class NativeEngine:
     def can_go_on(self, state: State) -> bool:
         """Whether a state is whole: it has not been lost in a call that failed."""
         return isinstance(state, NativeState) and not state.is_broken
+
+    def memory_items(self) -> dict[str, int]:
+        """Return bytes of private memory by use: see `kandiga_run.memory_items`."""
+        is_copied = self._store.residency == "owned" or self._dense_move.is_taken
+        buffers = self._scratch.bytes_for(self._plan.most_rows)
+        return {
+            "experts": self._store.held_bytes,
+            "dense_weights": self._weights.nbytes if is_copied else 0,
+            "kv_cache": sum(state.nbytes for state in self._states),
+            "buffers": buffers + self._logits.nbytes,
+        }
 
     def token_work(self, depth: int) -> TokenWork:
         """Return what one token needs that follows `depth` others."""

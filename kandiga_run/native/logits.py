@@ -18,6 +18,11 @@ class Logits:
         self._vocab_size = vocab_size
         self._one_row = np.empty((1, vocab_size), np.float32)
 
+    @property
+    def nbytes(self) -> int:
+        """Return the size of the row that is kept."""
+        return self._one_row.nbytes
+
     def rows(self, num_rows: int) -> NDArray[np.float32]:
         """Return an array the caller owns; that of one row is the last one if it was dropped.
 

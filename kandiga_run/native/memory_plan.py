@@ -38,6 +38,8 @@ class MemoryPlan:
         self._store = store
         self._least_bytes = least_bytes
         self._fixed: FixedBytes | None = None
+        #: rows of the largest chunk whose buffers have not been given back
+        self.most_rows = 0
         self._kept_rows = 0
 
     def share(self, fixed: FixedBytes, *, kv_tokens: int) -> None:
@@ -67,6 +69,7 @@ class MemoryPlan:
         num_chunks = -(-num_tokens // rows)
         # Equal chunks: the last one reads all experts whether it is full or not.
         rows = -(-num_tokens // num_chunks)
+        self.most_rows = max(self.most_rows, rows)
         try:
             if rows > FEW_ROWS and self._budget_bytes is not None and self._fixed is not None:
                 extra = self._scratch.bytes_for(rows) - self._fixed.buffers
@@ -75,6 +78,7 @@ class MemoryPlan:
         finally:
             if rows > FEW_ROWS and self._budget_bytes is not None:
                 self._scratch.give_back()
+                self.most_rows = 0
                 self._resize()
 
     def _rows_for(self, num_tokens: int) -> int:
