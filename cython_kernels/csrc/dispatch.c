@@ -49,8 +49,10 @@ void kandiga_select_isa(int isa) {
         use(&kandiga_quant_neon, &kandiga_vector_neon);
         kandiga_turboquant = kandiga_turboquant_neon;
     }
-    if (isa >= KANDIGA_ISA_NEONDOT)
+    if (isa >= KANDIGA_ISA_NEONDOT) {
         use(&kandiga_quant_neondot, NULL);
+        kandiga_turboquant = kandiga_turboquant_neondot;
+    }
 #endif
 #ifdef KANDIGA_HAVE_AMX
     if (isa == KANDIGA_ISA_AMX) {

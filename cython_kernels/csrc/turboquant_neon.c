@@ -79,5 +79,7 @@ static inline __attribute__((always_inline)) void unpack_unit(int bits, const ui
     }
 }
 
+#ifndef TURBOQUANT_TABLE
 #define TURBOQUANT_TABLE kandiga_turboquant_neon
+#endif
 #include "turboquant_attend.inc"

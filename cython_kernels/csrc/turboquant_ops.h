@@ -98,5 +98,6 @@ extern const struct turboquant_ops kandiga_turboquant_scalar;
 extern const struct turboquant_ops kandiga_turboquant_avx2;
 extern const struct turboquant_ops kandiga_turboquant_avx512vnni;
 extern const struct turboquant_ops kandiga_turboquant_neon;
+extern const struct turboquant_ops kandiga_turboquant_neondot;
 
 #endif

@@ -121,19 +121,19 @@ def cell(found: list[Found]) -> str:
 
 
 def markdown(results: dict[str, list[Found]]) -> str:
-    """Return a line for every choice: by length, then by depth at the largest length."""
+    """Return a line for every choice: by length, then by depth over all lengths."""
     anything = next(iter(results.values()))
     lengths = sorted({one.length for one in anything})
     heads = [f"{length} tokens" for length in lengths]
-    heads += [f"{lengths[-1]}, depth {100 * i // NUM_DEPTHS} %" for i in range(NUM_DEPTHS)]
+    heads += [f"depth {100 * i // NUM_DEPTHS} %" for i in range(NUM_DEPTHS)]
     lines = [f"| --kv | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
     for name, found in results.items():
         groups = [[one for one in found if one.length == length] for length in lengths]
         groups += [
-            [one for one in groups[-1] if int(one.depth * NUM_DEPTHS + 1e-9) == depth]
+            [one for one in found if int(one.depth * NUM_DEPTHS + 1e-9) == depth]
             for depth in range(NUM_DEPTHS)
         ]
-        lines.append(f"| {name} | {' | '.join(map(cell, groups[: len(heads)]))} |")
+        lines.append(f"| {name} | {' | '.join(map(cell, groups))} |")
     return "\n".join(lines)
 
 
