@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -229,3 +231,15 @@ def test_settings_are_documented_and_typed() -> None:
     hints = typing.get_type_hints(kr.Settings)
     assert set(hints) == set(kr.Settings.__optional_keys__)
     assert all(name in (kr.Settings.__doc__ or "") for name in hints)
+
+
+def test_answering_imports_neither_mlx_nor_transformers(folder: Path) -> None:
+    code = (
+        "import sys, kandiga_run as kr\n"
+        f"with kr.load({str(folder)!r}) as model:\n"
+        "    model.chat().say('Hello', max_tokens=2, choices=['a', 'b'])\n"
+        "names = ('mlx', 'mlx_lm', 'transformers', 'matplotlib', 'torch')\n"
+        "print([name for name in names if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
