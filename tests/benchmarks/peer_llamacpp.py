@@ -12,7 +12,8 @@ answer both begin with an empty context.
 
 Warm: the file is in the page cache and one prompt and token were computed before. Cold: the file is
 not in the page cache; its speeds are those of the first prompt and the first answer. With a cap the
-process runs in a memory control group: page cache counts, and begins empty.
+process runs in a memory control group: page cache counts, and begins empty; ours is given the same
+budget as --memory.
 """
 
 from __future__ import annotations
@@ -38,15 +39,26 @@ from benchmarks.peers.synthetic_gguf import write_gguf
 from benchmarks.peers.table import Median, markdown_table, to_json
 from benchmarks.peers.task import Task
 from kandiga_run.bench.memory_group import make_memory_group
+from kandiga_run.bench.session import engine_memory
 from kandiga_run.errors import RunError
 from kandiga_run.sizes import parse_size
 
 
 def programs_of(
-    model: Path, gguf: Path, ours: Sequence[str], benches: Sequence[str], pythons: Sequence[str]
+    model: Path,
+    gguf: Path,
+    ours: Sequence[str],
+    benches: Sequence[str],
+    pythons: Sequence[str],
+    cap_bytes: int | None,
 ) -> list[Program]:
     """Return every program asked for, ours first; ProgramError for one that is not there."""
-    found: list[Program] = [Kandiga(model, options_of(words)) for words in ours or [""]]
+    budget = {} if cap_bytes is None else {"memory_bytes": engine_memory(cap_bytes)}
+    found: list[Program] = []
+    for words in ours or [""]:
+        options = options_of(words)
+        is_mapped = options.get("residency") == "mapped"
+        found.append(Kandiga(model, options if is_mapped else {**budget, **options}))
     found += [LlamaBench(gguf, command_line) for command_line in benches]
     found += [
         LlamaCppPython(gguf, python, repack=repack)
@@ -104,7 +116,7 @@ def main(
     cap_bytes = parse_size(cap) if cap else None
     check_cap(cap_bytes)
     try:
-        programs = programs_of(model, gguf, ours, benches, pythons)
+        programs = programs_of(model, gguf, ours, benches, pythons, cap_bytes)
         if not gguf.exists():
             print(f"writing {gguf}", file=sys.stderr)
             write_gguf(model, gguf)

@@ -15,7 +15,7 @@ import numpy as np
 
 import cython_kernels
 from benchmarks.peers.task import Run, Task
-from kandiga_run.engine import PREFILL_CHUNK, Engine, load_engine
+from kandiga_run.engine import Engine, load_engine
 from kandiga_run.memory import memory_use
 
 
@@ -23,8 +23,8 @@ def prefill(engine: Engine, num_tokens: int, rng: np.random.Generator) -> None:
     """Compute a prompt of random tokens."""
     tokens = rng.integers(0, engine.vocab_size, num_tokens).astype(np.int32)
     state = engine.new_state(num_tokens)
-    for start in range(0, num_tokens, PREFILL_CHUNK):
-        engine.forward(tokens[start : start + PREFILL_CHUNK], state)
+    for start in range(0, num_tokens, engine.prefill_chunk):
+        engine.forward(tokens[start : start + engine.prefill_chunk], state)
 
 
 def decode(engine: Engine, num_tokens: int, rng: np.random.Generator) -> None:
