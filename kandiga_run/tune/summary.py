@@ -22,7 +22,7 @@ def print_outcome(outcome: Outcome, file: TextIO) -> None:
     if not console.is_terminal:
         console = Console(file=file, highlight=False, width=_WIDTH, soft_wrap=True)
     table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column("settings")
+    table.add_column("settings", no_wrap=True)
     heads = ("prefill tokens/s", "decode tokens/s", f"{PROMPT_TOKENS} + {ANSWER_TOKENS} tokens")
     for head in (*heads, "against usual", "read a token", "memory", "runs"):
         table.add_column(head, justify="right")
