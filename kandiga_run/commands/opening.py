@@ -68,7 +68,7 @@ def _tell_choices(engine: Engine, seconds: float, state_tokens: int, output: Out
     )
     output.detail(f"room for {state_tokens} tokens of prompt and answer")
     if stats.tuned:
-        output.detail("settings from `kandiga-run tune`")
+        output.detail(stats.tuned)
 
 
 def generate_options(prompts: Prompts, choices: dict[str, Any]) -> GenerateOptions:

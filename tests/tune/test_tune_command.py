@@ -153,6 +153,10 @@ class TestOtherCommands:
         assert (stats["residency"], stats["tuned"]) == ("owned", TOLD)
         assert TOLD in told
 
+    def test_verbose_says_so_too(self, tuned: Path) -> None:
+        _, told = self.run(tuned, "--verbose")
+        assert f"kandiga-run: {TOLD}" in told.splitlines()
+
     def test_run_without_them(self, tuned: Path) -> None:
         stats, told = self.run(tuned, "--stats", "--no-tuned")
         assert (stats["residency"], stats["tuned"]) == ("mapped", None)
