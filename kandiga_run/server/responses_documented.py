@@ -19,6 +19,13 @@ _REFUSALS = {
     503: "The server is shutting down.",
 }
 
+#: What each event of a stream is; its data is the JSON that the API's clients know.
+_EVENT = {
+    "type": "object",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+    "required": ["data"],
+}
+
 
 def answers(
     model: type[BaseModel] | None,
@@ -30,7 +37,7 @@ def answers(
     """Return FastAPI's `responses` of a route that returns `model`, or a stream of events."""
     content: dict[str, Any] = {}
     if streams:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {"schema": _EVENT}
     success: dict[str, Any] = {"description": "The answer."}
     if content:
         success["content"] = content

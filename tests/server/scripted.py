@@ -120,7 +120,7 @@ class ScriptedEngine:
 
     def _script(self, prompt: Sequence[int]) -> list[int]:
         text = self.prompts.decode(prompt, skip_special_tokens=False)
-        last = text[text.rindex("<|im_start|>") :]
+        last = text[max(text.rfind("<|im_start|>"), 0) :]  # of plain text, all of it
         script = next((answer for key, answer in self.scripts.items() if key in last), "?")
         return self.prompts.encode(script)
 
