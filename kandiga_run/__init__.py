@@ -20,6 +20,7 @@ stats.py       counters of a run; memory.py, what the kernel charges this proces
                memory_budget.py, what it leaves to the experts
 generation.py  prefill, then token by token; answer.py, one answer's tokens and text;
                sampling.py, which token; stop_strings.py
+server/        HTTP: the APIs of OpenAI and Anthropic, and a page, on the scheduler
 scheduler/     many requests on one engine: answers together, prompts kept, clients in turn
 constraint.py  which tokens keep an answer within a JSON schema or a grammar
 prompts.py     chat_template.py, text to tokens; detokenizer.py, tokens to text;
