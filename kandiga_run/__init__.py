@@ -25,6 +25,8 @@ scheduler/     many requests on one engine: answers together, prompts kept, clie
 constraint.py  which tokens keep an answer within a JSON schema or a grammar
 prompts.py     chat_template.py, text to tokens; detokenizer.py, tokens to text;
                answer_parts.py, an answer as reasoning.py, text and tool_calls.py
+forecast/      what a model needs and how fast it will be; setup/, a model from nothing;
+               doctor/, what is broken; default_model.py, installer.py, user_files.py
 cli.py         the command; commands/, its verbs; output.py and report.py print
 """
 
