@@ -189,6 +189,8 @@ def _show(results: Results, output: Output, json_path: Path | None, plot_path: P
     print_results(results, output.stderr if output.is_json else output.stdout)
     if output.is_json:
         output.json(results_json(results))
+        # It says itself what failed: the error of this command would be a second object.
+        output.is_json = False
     elif json_path is not None:
         json_path.write_text(json.dumps(results_json(results), indent=2) + "\n")
     if plot_path is not None:

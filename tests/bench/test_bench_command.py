@@ -43,6 +43,7 @@ TIMES = {
     "routing",
     "expert",
     "attention",
+    "kv_coding",
     "gated_delta",
     "read_wait",
     "sampling",
