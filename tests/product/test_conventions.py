@@ -134,9 +134,11 @@ def test_ctrl_c_while_python_imports_is_one_line(entry: str) -> None:
         time.sleep(delay)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
-        # It may have told already that there is no such model.
+        # It may have told already that there is no such model. Python on its way out has given the
+        # handler back, and the signal ends it: 130 to a shell, as a handler's would be.
         assert said.count("\n") == 1, said
-        assert process.returncode in (ExitCode.UNREADABLE, ExitCode.INTERRUPTED)
+        ends = (ExitCode.UNREADABLE, ExitCode.INTERRUPTED, -signal.SIGINT)
+        assert process.returncode in ends
 
 
 def test_errors_as_json(tiny: Packed, tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 import kandiga_run as kr
+from kandiga_run.memory import memory_use
 from kandiga_run.prompts import Prompts
+from kandiga_run.sizes import format_size
 from packed import PackedModels
 
 LIMIT = 12
@@ -199,8 +201,10 @@ def test_reprs_say_what_a_thing_is(model: kr.LoadedModel, folder: Path) -> None:
 
 
 def test_lossy_choices_show(folder: Path) -> None:
-    with kr.load(folder, fast=True, memory="200MB", context=64) as model:
-        assert ", within 200 MB, lossy: " in repr(model)
+    # The process that runs the tests counts in the budget, and may have run thousands before.
+    megabytes = memory_use().resident_bytes // 1_000_000 + 100
+    with kr.load(folder, fast=True, memory=f"{megabytes}MB", context=64) as model:
+        assert f", within {format_size(megabytes * 1_000_000)}, lossy: " in repr(model)
         assert model.generate("Hello", max_tokens=2).usage.generated_tokens == 2
 
 

@@ -4,6 +4,7 @@ import json
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,15 @@ def test_an_interrupted_call_is_undone(packed: PackedModels) -> None:
     engine.close()
 
 
+@pytest.fixture
+def raises_on_sigint() -> Iterator[None]:
+    """Python's own handler, also where the tests were started with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("raises_on_sigint")
 def test_sigint_in_a_prompt_leaves_a_state_that_goes_on(packed: PackedModels) -> None:
     """Real signals at many moments: every layer is back where the call began, and the same call
     then gives what it gives undisturbed.
