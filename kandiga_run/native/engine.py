@@ -337,6 +337,7 @@ class NativeEngine:
         self._decoder = None  # its matrices are views of the mapped container
         self._dense.close()
         self._dense_move.close()
+        self._weights.matrices.clear()  # those that were not moved are such views too
         self._store.close()
         self._model.close()
 

@@ -273,7 +273,8 @@ class TestSeveralLines:
             terminal.read(0.02)
         terminal.press("\r")
         terminal.wait_for("Yes.")
-        assert ask(terminal, "/save talk.json").endswith("2 messages written")
+        terminal.enter("/save talk.json")
+        terminal.wait_for("2 messages written")
         saved = json.loads((tmp_path / "talk.json").read_text())
         assert saved["messages"][0] == {"role": "user", "content": "one\ntwo"}
 
@@ -284,7 +285,8 @@ class TestSeveralLines:
         terminal.wait_for("two")
         terminal.press("\r")
         terminal.wait_for("Yes.")
-        ask(terminal, "/save talk.json")
+        terminal.enter("/save talk.json")
+        terminal.wait_for("2 messages written")
         saved = json.loads((tmp_path / "talk.json").read_text())
         assert saved["messages"][0]["content"] == "one\ntwo"
 

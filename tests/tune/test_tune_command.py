@@ -64,7 +64,9 @@ class TestTune:
         done = start("tune", model, "--seconds", "3", "--dry-run", "--memory", "600MB")
         assert done.returncode == ExitCode.OK, done.stderr
         assert "owned, 600 MB (usual)" in done.stdout
-        assert "no other settings are reliably faster" in done.stdout.splitlines()[-1]
+        # Which it is depends on the machine: a model this small may be fastest on one thread.
+        verdict = done.stdout.splitlines()[-1]
+        assert verdict.startswith("fastest: ") or "no other settings are reliably faster" in verdict
         assert done.stderr == ""  # no progress without a terminal
         assert not tuned_path().exists()
 
