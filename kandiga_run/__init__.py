@@ -7,27 +7,29 @@
 
 One level below, with tokens and states in one's own hands: `load_engine`, `Prompts`, `generate`.
 
-Where things are:
+Where things are, each using what stands above it:
 
-api.py         the Python API: `load`, then `generate`, `stream`, `chat`; completion.py, an answer
-engine.py      the seam: `load_engine`, `Engine.forward(tokens, state) -> logits`
-container.py   an opened container as a model: dense tensors, expert layouts; config.py, its config
+engine/        the seam: `load_engine`, `Engine.forward(tokens, state) -> logits`
+container/     an opened container as a model; config.py, values of its config.json
+memory/        what this process may take, and what takes it; sizes.py, bytes as people write them
 experts/       routed experts in memory: mapped or owned, read by worker threads
+kv/            what attention and recurrent layers keep of a sequence
 native/        the CPU engine: numpy buffers and cython_kernels; never imports mlx
 mlx_engine/    every other mlx-lm family, its experts streamed from the same store
-kv/            what attention and recurrent layers keep of a sequence
-stats.py       counters of a run; memory.py, what the kernel charges this process;
-               memory_budget.py, what it leaves to the experts
-generation.py  prefill, then token by token; answer.py, one answer's tokens and text;
-               sampling.py, which token; stop_strings.py
-server/        HTTP: the APIs of OpenAI and Anthropic, and a page, on the scheduler
+tokenizer/     text to tokens and back
+generation/    tokens out of an engine: the loop, sampling, where an answer ends
+answers/       what an answer's text means: reasoning, content, calls of tools; constraints
+terminal/      what commands share with the shell: streams, failures, exit codes
+chat/          a conversation, and the terminal it is held in
+api.py         the Python API: `load`, then `generate`, `stream`, `chat`
 scheduler/     many requests on one engine: answers together, prompts kept, clients in turn
-constraint.py  which tokens keep an answer within a JSON schema or a grammar
-prompts.py     chat_template.py, text to tokens; detokenizer.py, tokens to text;
-               answer_parts.py, an answer as reasoning.py, text and tool_calls.py
-forecast/      what a model needs and how fast it will be; setup/, a model from nothing;
-               doctor/, what is broken; default_model.py, installer.py, user_files.py
-cli.py         the command; commands/, its verbs; output.py and report.py print
+server/        HTTP: the APIs of OpenAI and Anthropic, and a page, on the scheduler
+forecast/      what a model needs and how fast it will be; bench/, how fast it is
+setup/         a model from nothing; tune/, its fastest settings; doctor/, what is broken
+cli.py         the command; commands/, its verbs and their options
+
+user_files.py, default_model.py and installer.py: where a user's own files are, the model that is
+taken when none is named, and how this package was installed.
 """
 
 from __future__ import annotations
@@ -36,18 +38,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kandiga_run.answer import Token
+    from kandiga_run.answers.completion import Completion, Usage
+    from kandiga_run.answers.reply import Chunk
+    from kandiga_run.answers.tool_calls import ToolCall
     from kandiga_run.api import Chat, LoadedModel, Settings, Stream, load
-    from kandiga_run.completion import Completion, Usage
     from kandiga_run.engine import Engine, State, load_engine
+    from kandiga_run.engine.stats import RunStats
     from kandiga_run.errors import RunError
-    from kandiga_run.generate_options import GenerateOptions
-    from kandiga_run.generation import Generation, generate
-    from kandiga_run.prompts import Prompts
-    from kandiga_run.reply import Chunk
-    from kandiga_run.sampling import SamplingOptions
-    from kandiga_run.stats import RunStats
-    from kandiga_run.tool_calls import ToolCall
+    from kandiga_run.generation.answer import Token
+    from kandiga_run.generation.loop import Generation, generate
+    from kandiga_run.generation.options import GenerateOptions
+    from kandiga_run.generation.sampling import SamplingOptions
+    from kandiga_run.tokenizer.prompts import Prompts
 
 __all__ = [
     "Chat",
@@ -74,23 +76,23 @@ __all__ = [
 
 _MODULES = {
     "Chat": "api",
-    "Chunk": "reply",
-    "Completion": "completion",
+    "Chunk": "answers.reply",
+    "Completion": "answers.completion",
     "Engine": "engine",
-    "GenerateOptions": "generate_options",
-    "Generation": "generation",
+    "GenerateOptions": "generation.options",
+    "Generation": "generation.loop",
     "LoadedModel": "api",
-    "Prompts": "prompts",
+    "Prompts": "tokenizer.prompts",
     "RunError": "errors",
-    "RunStats": "stats",
-    "SamplingOptions": "sampling",
+    "RunStats": "engine.stats",
+    "SamplingOptions": "generation.sampling",
     "Settings": "api",
     "State": "engine",
     "Stream": "api",
-    "Token": "answer",
-    "ToolCall": "tool_calls",
-    "Usage": "completion",
-    "generate": "generation",
+    "Token": "generation.answer",
+    "ToolCall": "answers.tool_calls",
+    "Usage": "answers.completion",
+    "generate": "generation.loop",
     "load": "api",
     "load_engine": "engine",
 }

@@ -14,25 +14,25 @@ from types import TracebackType
 from typing import Any, TypedDict, Unpack
 
 from formats.published import local_set
-from kandiga_run.answer import TokenMask
-from kandiga_run.answer_parts import AnswerFormat
-from kandiga_run.arithmetic import ArithmeticChoice
+from kandiga_run.answers.completion import Completion, completion_of
+from kandiga_run.answers.constraint import Grammars
+from kandiga_run.answers.parts import AnswerFormat
+from kandiga_run.answers.reply import Chunk, Reply
+from kandiga_run.answers.tool_calls import Tools
 from kandiga_run.chat.conversation import Conversation
-from kandiga_run.chat_template import Message
-from kandiga_run.completion import Completion, completion_of
-from kandiga_run.constraint import Grammars
 from kandiga_run.default_model import default_model
 from kandiga_run.engine import Check, Engine, EngineName, load_engine
+from kandiga_run.engine.arithmetic import ArithmeticChoice
 from kandiga_run.errors import RunError
-from kandiga_run.generate_options import GenerateOptions
-from kandiga_run.generation import Progress, generate
-from kandiga_run.kept_state import MARKS_BYTES, KeptState
+from kandiga_run.generation.answer import TokenMask
+from kandiga_run.generation.kept_state import MARKS_BYTES, KeptState
+from kandiga_run.generation.loop import Progress, generate
+from kandiga_run.generation.model_defaults import sampling_for
+from kandiga_run.generation.options import GenerateOptions
 from kandiga_run.kv.choices import KVChoice
-from kandiga_run.model_defaults import sampling_for
-from kandiga_run.prompts import Prompts
-from kandiga_run.reply import Chunk, Reply
 from kandiga_run.sizes import format_size, parse_size
-from kandiga_run.tool_calls import Tools
+from kandiga_run.tokenizer.chat_template import Message
+from kandiga_run.tokenizer.prompts import Prompts
 
 #: Tokens of prompt and answer together, where the caller does not say: a modest KV cache.
 _CONTEXT_TOKENS = 8192

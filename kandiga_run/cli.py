@@ -16,13 +16,13 @@ from difflib import get_close_matches
 
 import click
 
-from kandiga_run.cli_options import Invocation
 from kandiga_run.commands import COMMANDS
 from kandiga_run.commands.completion import COMPLETE_VARIABLES
 from kandiga_run.commands.model_argument import reads_like_a_prompt
-from kandiga_run.exit_codes import HELP, ExitCode
-from kandiga_run.failures import describe
-from kandiga_run.output import PROGRAM, Output
+from kandiga_run.commands.options import Invocation
+from kandiga_run.terminal.exit_codes import HELP, ExitCode
+from kandiga_run.terminal.failures import describe
+from kandiga_run.terminal.output import PROGRAM, Output
 
 _EPILOG = f"""\b
 Examples:

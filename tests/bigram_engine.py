@@ -13,8 +13,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from kandiga_run.engine.stats import RunStats
 from kandiga_run.errors import RunError
-from kandiga_run.stats import RunStats
 
 # What an unseen pair weighs beside a pair seen once: rare, but not impossible.
 UNSEEN_COUNT = 0.01

@@ -7,8 +7,8 @@ from typing import Any
 
 from bigram_engine import BigramEngine, BigramState
 from kandiga_run.chat import Conversation
-from kandiga_run.generate_options import GenerateOptions
-from kandiga_run.prompts import Prompts
+from kandiga_run.generation.options import GenerateOptions
+from kandiga_run.tokenizer.prompts import Prompts
 from tokenizer_files import byte_fallback_tokenizer, byte_level_tokenizer, write_tokenizer
 
 CHATML = (

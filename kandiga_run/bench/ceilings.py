@@ -18,9 +18,9 @@ import numpy as np
 
 from cython_kernels import READ_ORDERS, Matrix, matmul, read_memory
 from formats.direct import DIRECT_ALIGN, DirectFile
-from kandiga_run.arithmetic import Arithmetic
+from kandiga_run.engine.arithmetic import Arithmetic
 from kandiga_run.experts.pages import address_of
-from kandiga_run.memory import available_bytes
+from kandiga_run.memory.use import available_bytes
 
 _HUGE_PAGE = 2 << 20
 # Larger than any last-level cache in use, smaller than what a machine with 4 GB can spare.

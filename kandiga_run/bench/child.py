@@ -37,7 +37,7 @@ def main() -> int:
     if request.group_file is not None:
         _join_group(request.group_file)
     from kandiga_run.bench.measuring import measure
-    from kandiga_run.failures import describe
+    from kandiga_run.terminal.failures import describe
 
     try:
         measure(request, events)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from kandiga_run.memory import physical_bytes
+from kandiga_run.memory.use import physical_bytes
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from kandiga_run.bench.depth import Filling, reach_depth
 from kandiga_run.bench.request import Request
 from kandiga_run.bench.samples import Sample
 from kandiga_run.engine import PREFILL_CHUNK, Engine, State
-from kandiga_run.sampling import Sampler, SamplingOptions
-from kandiga_run.stats import RunStats
-from kandiga_run.time_split import time_split_json
+from kandiga_run.engine.stats import RunStats
+from kandiga_run.engine.time_split import time_split_json
+from kandiga_run.generation.sampling import Sampler, SamplingOptions
 
 Tokens = NDArray[np.int32]
 #: what is being measured, how many of its samples are taken, of how many

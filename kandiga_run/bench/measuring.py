@@ -17,8 +17,8 @@ from kandiga_run.bench.request import Request
 from kandiga_run.bench.samples import Sample
 from kandiga_run.engine import Engine, load_engine
 from kandiga_run.errors import RunError
-from kandiga_run.memory import memory_use
-from kandiga_run.memory_items import memory_items
+from kandiga_run.memory.items import memory_items
+from kandiga_run.memory.use import memory_use
 
 Emit = Callable[..., None]
 

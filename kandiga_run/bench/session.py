@@ -8,7 +8,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from kandiga_run.arithmetic import native_arithmetic
 from kandiga_run.bench import page_cache
 from kandiga_run.bench.bounds import Ceilings
 from kandiga_run.bench.ceilings import (
@@ -24,9 +23,10 @@ from kandiga_run.bench.process import Heard, Progress, run_request
 from kandiga_run.bench.request import Cache, Request
 from kandiga_run.bench.samples import Figure, add_sample
 from kandiga_run.bench.subject import Subject, text_tokens
+from kandiga_run.engine.arithmetic import native_arithmetic
 from kandiga_run.errors import RunError
 from kandiga_run.experts.reader import DEFAULT_NUM_READERS
-from kandiga_run.memory import available_bytes
+from kandiga_run.memory.use import available_bytes
 from kandiga_run.sizes import format_size
 
 # Of a cap, what the engine is not told about: page tables, the kernel's own memory, and pages of

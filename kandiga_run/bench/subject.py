@@ -62,7 +62,7 @@ def text_tokens(subject: Subject) -> tuple[int, ...]:
         return ()
     from pydoc_data.topics import topics
 
-    from kandiga_run.prompts import Prompts
+    from kandiga_run.tokenizer.prompts import Prompts
 
     text = "\n\n".join(topics.values())
     return tuple(Prompts(subject.folder).encode_raw(text[: _TEXT_TOKENS * 8])[:_TEXT_TOKENS])

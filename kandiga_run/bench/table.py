@@ -12,7 +12,7 @@ from kandiga_run.bench.foretold import foretold
 from kandiga_run.bench.report import figure_bound
 from kandiga_run.bench.samples import Figure
 from kandiga_run.bench.session import MachineCeilings, Measurement, Results
-from kandiga_run.memory_items import describe_items
+from kandiga_run.memory.items import describe_items
 from kandiga_run.sizes import format_size
 
 # Wide enough for every column; without a terminal rich would wrap at 80.

@@ -14,7 +14,7 @@ from kandiga_run.chat.plain_view import PlainView
 from kandiga_run.chat.status_line import StatusLine
 from kandiga_run.chat.terminal import ChatTerminal, FastSwitch
 from kandiga_run.chat.views import AnswerView, ViewSettings
-from kandiga_run.output import Output
+from kandiga_run.terminal.output import Output
 
 
 def chat_terminal(

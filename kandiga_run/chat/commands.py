@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kandiga_run.answers.report import stats_rows
 from kandiga_run.chat import transcript
 from kandiga_run.chat.settings import change_setting
 from kandiga_run.errors import RunError
-from kandiga_run.report import stats_rows
 
 if TYPE_CHECKING:
     from kandiga_run.chat.terminal import ChatTerminal

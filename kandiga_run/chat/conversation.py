@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
-from kandiga_run.answer import TokenMask
-from kandiga_run.answer_parts import AnswerFormat
+from kandiga_run.answers.parts import AnswerFormat
+from kandiga_run.answers.reply import Chunk, Reply
+from kandiga_run.answers.tool_calls import ToolCall, Tools
 from kandiga_run.engine import Engine
 from kandiga_run.errors import RunError
-from kandiga_run.generate_options import GenerateOptions
-from kandiga_run.generation import Generation, Progress, generate
-from kandiga_run.kept_state import MARKS_BYTES, KeptState, common_length
-from kandiga_run.prompts import Prompts
-from kandiga_run.reply import Chunk, Reply
-from kandiga_run.tool_calls import ToolCall, Tools
+from kandiga_run.generation.answer import TokenMask
+from kandiga_run.generation.kept_state import MARKS_BYTES, KeptState, common_length
+from kandiga_run.generation.loop import Generation, Progress, generate
+from kandiga_run.generation.options import GenerateOptions
+from kandiga_run.tokenizer.prompts import Prompts
 
 
 class Interrupted(Exception):

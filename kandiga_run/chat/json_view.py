@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 
+from kandiga_run.answers.reply import Chunk, Reply
+from kandiga_run.answers.report import stats_json, usage_json
 from kandiga_run.chat.conversation import Conversation
-from kandiga_run.output import Output
-from kandiga_run.reply import Chunk, Reply
-from kandiga_run.report import stats_json, usage_json
+from kandiga_run.terminal.output import Output
 
 
 class JsonView:

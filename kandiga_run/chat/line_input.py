@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from kandiga_run.errors import RunError
-from kandiga_run.standard_input import decode_input
+from kandiga_run.terminal.standard_input import decode_input
 
 QUOTES = '"""'
 

@@ -9,11 +9,11 @@ from typing import TextIO
 
 from rich.console import Console
 
+from kandiga_run.answers.reply import Chunk, Reply
 from kandiga_run.chat.live_region import LiveRegion
 from kandiga_run.chat.markdown_lines import LineRenderer, split_blocks
 from kandiga_run.chat.views import ViewSettings
-from kandiga_run.output import harmless
-from kandiga_run.reply import Chunk, Reply
+from kandiga_run.terminal.output import harmless
 
 #: Between two drawings: more often than this nobody reads, and rendering costs milliseconds.
 _SECONDS = 0.05

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from kandiga_run.answers.reply import Chunk, Reply
 from kandiga_run.chat.views import ViewSettings
-from kandiga_run.output import Output
-from kandiga_run.reply import Chunk, Reply
+from kandiga_run.terminal.output import Output
 
 
 class PlainView:

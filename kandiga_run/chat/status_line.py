@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kandiga_run.chat.conversation import Conversation
-from kandiga_run.memory import memory_use
+from kandiga_run.memory.use import memory_use
 from kandiga_run.sizes import format_size
 
 

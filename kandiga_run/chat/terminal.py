@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator
 from contextlib import ExitStack
 from typing import Protocol
 
+from kandiga_run.answers.reply import Chunk, Reply
 from kandiga_run.chat.commands import COMMANDS, obey
 from kandiga_run.chat.conversation import Conversation, Interrupted
 from kandiga_run.chat.key_watcher import TOGGLE, KeyWatcher
@@ -13,11 +14,10 @@ from kandiga_run.chat.line_input import LineReader
 from kandiga_run.chat.settings import chat_settings
 from kandiga_run.chat.views import AnswerView, ViewSettings
 from kandiga_run.errors import RunError
-from kandiga_run.failures import describe
-from kandiga_run.generation import Progress
-from kandiga_run.interrupt import InterruptFlag
-from kandiga_run.output import Output
-from kandiga_run.reply import Chunk, Reply
+from kandiga_run.generation.loop import Progress
+from kandiga_run.terminal.failures import describe
+from kandiga_run.terminal.interrupt import InterruptFlag
+from kandiga_run.terminal.output import Output
 
 __all__ = ["COMMANDS", "ChatTerminal", "FastSwitch", "Replier"]
 

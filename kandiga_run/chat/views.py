@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from kandiga_run.reply import Chunk, Reply
+from kandiga_run.answers.reply import Chunk, Reply
 
 ReasoningView = Literal["show", "collapse", "hide"]
 

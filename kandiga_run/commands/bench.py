@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kandiga_run.cli_options import (
+from kandiga_run.commands.model_argument import model_argument
+from kandiga_run.commands.options import (
     Counts,
     Invocation,
     Sizes,
@@ -16,10 +17,9 @@ from kandiga_run.cli_options import (
     quiet_options,
     tuned_arguments,
 )
-from kandiga_run.commands.model_argument import model_argument
 from kandiga_run.errors import RunError
-from kandiga_run.exit_codes import HELP
-from kandiga_run.output import Output
+from kandiga_run.terminal.exit_codes import HELP
+from kandiga_run.terminal.output import Output
 
 if TYPE_CHECKING:
     from kandiga_run.bench.request import Cache

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kandiga_run.cli_options import Invocation, engine_options, output_options, sampling_options
 from kandiga_run.commands.model_argument import model_argument
 from kandiga_run.commands.opening import (
     generate_options,
@@ -16,13 +15,19 @@ from kandiga_run.commands.opening import (
     open_tokenizer,
     template_variables,
 )
-from kandiga_run.exit_codes import HELP
-from kandiga_run.output import Output
+from kandiga_run.commands.options import (
+    Invocation,
+    engine_options,
+    output_options,
+    sampling_options,
+)
+from kandiga_run.terminal.exit_codes import HELP
+from kandiga_run.terminal.output import Output
 
 if TYPE_CHECKING:
     from kandiga_run.chat.conversation import Conversation
     from kandiga_run.engine import Engine
-    from kandiga_run.prompts import Prompts
+    from kandiga_run.tokenizer.prompts import Prompts
 
 
 @click.command(
@@ -69,7 +74,7 @@ def chat_command(
     with EngineSwitch(folder, choices, output, context_tokens) as engines:
         from kandiga_run.chat.assembly import chat_terminal
         from kandiga_run.chat.conversation import Conversation
-        from kandiga_run.kept_state import MARKS_BYTES
+        from kandiga_run.generation.kept_state import MARKS_BYTES
 
         conversation = Conversation(
             engines.engine,

@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
-from kandiga_run.cli_options import Invocation
-from kandiga_run.exit_codes import HELP
-from kandiga_run.output import PROGRAM, Output
+from kandiga_run.commands.options import Invocation
+from kandiga_run.terminal.exit_codes import HELP
+from kandiga_run.terminal.output import PROGRAM, Output
 
 #: Program -> variable that asks it for completions; both programs answer to theirs.
 COMPLETE_VARIABLES = {PROGRAM: "_KANDIGA_RUN_COMPLETE", "kandiga-pack": "_KANDIGA_PACK_COMPLETE"}

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kandiga_run.cli_options import Invocation, quiet_options
-from kandiga_run.exit_codes import HELP, ExitCode
-from kandiga_run.output import Output
+from kandiga_run.commands.options import Invocation, quiet_options
+from kandiga_run.terminal.exit_codes import HELP, ExitCode
+from kandiga_run.terminal.output import Output
 
 if TYPE_CHECKING:
     from kandiga_run.doctor.finding import Finding, Look

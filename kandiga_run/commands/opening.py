@@ -8,13 +8,13 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kandiga_run.cli_options import engine_arguments, tuned_arguments
-from kandiga_run.output import Output
+from kandiga_run.commands.options import engine_arguments, tuned_arguments
+from kandiga_run.terminal.output import Output
 
 if TYPE_CHECKING:
     from kandiga_run.engine import Engine
-    from kandiga_run.generation import GenerateOptions
-    from kandiga_run.prompts import Prompts
+    from kandiga_run.generation.loop import GenerateOptions
+    from kandiga_run.tokenizer.prompts import Prompts
 
 
 def open_tokenizer(model: Path, choices: dict[str, Any], output: Output) -> tuple[Path, Prompts]:
@@ -25,7 +25,7 @@ def open_tokenizer(model: Path, choices: dict[str, Any], output: Output) -> tupl
     engine_arguments(choices)  # a mistake in them is told before anything is read
     from formats import open_set
     from formats.published import local_set
-    from kandiga_run.prompts import Prompts
+    from kandiga_run.tokenizer.prompts import Prompts
 
     folder = local_set(model, say=output.notice if output.stderr.isatty() else None)
     # What is no container at all is told as such, not as one without a tokenizer.
@@ -46,8 +46,8 @@ def open_engine(
 
     Tuned settings fill in what was not chosen; the engine's stats name them.
     """
+    from kandiga_run.answers.report import departure_notice
     from kandiga_run.engine import load_engine
-    from kandiga_run.report import departure_notice
 
     arguments, tuned = tuned_arguments(folder, choices)
     started = time.perf_counter()
@@ -73,8 +73,8 @@ def _tell_choices(engine: Engine, seconds: float, state_tokens: int, output: Out
 
 def generate_options(prompts: Prompts, choices: dict[str, Any]) -> GenerateOptions:
     """Return what `sampling_options` chose, over what the model's makers recommend."""
-    from kandiga_run.generation import GenerateOptions
-    from kandiga_run.model_defaults import sampling_for
+    from kandiga_run.generation.loop import GenerateOptions
+    from kandiga_run.generation.model_defaults import sampling_for
 
     names = (
         "temperature",

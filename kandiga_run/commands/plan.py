@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from kandiga_run.cli_options import Invocation, Size, quiet_options
 from kandiga_run.commands.model_argument import complete_model
-from kandiga_run.exit_codes import HELP
+from kandiga_run.commands.options import Invocation, Size, quiet_options
 from kandiga_run.kv.choices import KV_CHOICES, KVChoice
-from kandiga_run.output import Output
+from kandiga_run.terminal.exit_codes import HELP
+from kandiga_run.terminal.output import Output
 
 
 @click.command(
@@ -89,7 +89,7 @@ def plan_command(
         print_forecast,
         print_overview,
     )
-    from kandiga_run.memory import physical_bytes
+    from kandiga_run.memory.use import physical_bytes
 
     shapes = [find_shape(model)] if model else [each.shape for each in PRESETS.values()]
     for shape in shapes:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from kandiga_run.cli_options import Size
+from kandiga_run.commands.options import Size
 
 if TYPE_CHECKING:
     from kandiga_run.scheduler import CacheOptions

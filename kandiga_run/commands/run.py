@@ -8,7 +8,6 @@ from typing import Any
 
 import click
 
-from kandiga_run.cli_options import Invocation, engine_options, output_options, sampling_options
 from kandiga_run.commands.model_argument import reads_like_a_prompt, remembered_model
 from kandiga_run.commands.opening import (
     generate_options,
@@ -16,9 +15,15 @@ from kandiga_run.commands.opening import (
     open_tokenizer,
     template_variables,
 )
-from kandiga_run.exit_codes import HELP
-from kandiga_run.output import Output
-from kandiga_run.standard_input import decode_input
+from kandiga_run.commands.options import (
+    Invocation,
+    engine_options,
+    output_options,
+    sampling_options,
+)
+from kandiga_run.terminal.exit_codes import HELP
+from kandiga_run.terminal.output import Output
+from kandiga_run.terminal.standard_input import decode_input
 
 
 @click.command(
@@ -75,7 +80,7 @@ def run_command(
     text = _prompt_text(prompt)
     output = invocation.output = Output(is_json=is_json, is_quiet=quiet)
     folder, prompts = open_tokenizer(model, choices, output)
-    from kandiga_run.one_shot import prompt_tokens, run_once
+    from kandiga_run.chat.one_shot import prompt_tokens, run_once
 
     tokens = prompt_tokens(
         prompts, text, system=system, is_raw=raw, variables=template_variables(choices)

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kandiga_run.cli_options import Invocation, Size, engine_options, quiet_options
 from kandiga_run.commands.model_argument import model_argument
 from kandiga_run.commands.opening import open_engine, open_tokenizer
+from kandiga_run.commands.options import Invocation, Size, engine_options, quiet_options
 from kandiga_run.commands.prefix_cache_options import prefix_cache, prefix_cache_options
 from kandiga_run.errors import RunError
-from kandiga_run.exit_codes import HELP
-from kandiga_run.output import Output
+from kandiga_run.terminal.exit_codes import HELP
+from kandiga_run.terminal.output import Output
 
 if TYPE_CHECKING:
-    from kandiga_run.prompts import Prompts
     from kandiga_run.server.settings import ServerSettings
+    from kandiga_run.tokenizer.prompts import Prompts
 
 _KEY_VARIABLE = "KANDIGA_API_KEY"
 #: Without a choice, the tokens of prompt and answer: coding agents begin with some 20000.

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kandiga_run.cli_options import Invocation, Size, quiet_options
 from kandiga_run.commands.model_argument import complete_model
+from kandiga_run.commands.options import Invocation, Size, quiet_options
 from kandiga_run.errors import RunError
-from kandiga_run.exit_codes import HELP, ExitCode
-from kandiga_run.output import Output
+from kandiga_run.terminal.exit_codes import HELP, ExitCode
+from kandiga_run.terminal.output import Output
 
 if TYPE_CHECKING:
     from kandiga_run.forecast.forecast import Forecast
@@ -132,7 +132,7 @@ def _forecast(
 ) -> Forecast:
     from kandiga_run.forecast.forecast import forecast
     from kandiga_run.forecast.here import folder_bytes, measured, usable_memory_bytes
-    from kandiga_run.memory import physical_bytes
+    from kandiga_run.memory.use import physical_bytes
 
     return forecast(
         shape,

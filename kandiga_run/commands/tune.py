@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kandiga_run.cli_options import Invocation, Size, quiet_options
 from kandiga_run.commands.model_argument import model_argument
+from kandiga_run.commands.options import Invocation, Size, quiet_options
 from kandiga_run.errors import RunError
-from kandiga_run.exit_codes import HELP
-from kandiga_run.output import Output
+from kandiga_run.terminal.exit_codes import HELP
+from kandiga_run.terminal.output import Output
 
 if TYPE_CHECKING:
     from kandiga_run.bench.subject import Subject

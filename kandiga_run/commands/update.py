@@ -6,10 +6,10 @@ import shlex
 
 import click
 
-from kandiga_run.cli_options import Invocation, quiet_options
+from kandiga_run.commands.options import Invocation, quiet_options
 from kandiga_run.errors import RunError
-from kandiga_run.exit_codes import HELP
-from kandiga_run.output import Output
+from kandiga_run.terminal.exit_codes import HELP
+from kandiga_run.terminal.output import Output
 
 
 @click.command(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from kandiga_run.failures import describe
+from kandiga_run.terminal.failures import describe
 
 State = Literal["ok", "warning", "broken"]
 

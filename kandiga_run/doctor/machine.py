@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from kandiga_run.bench.machine import cpu_name, huge_page_setting
 from kandiga_run.doctor.finding import Finding
 from kandiga_run.forecast.here import usable_memory_bytes
-from kandiga_run.memory import available_bytes, memory_use, physical_bytes
+from kandiga_run.memory.use import available_bytes, memory_use, physical_bytes
 from kandiga_run.sizes import format_size
 
 # Below this not even the smallest of the known models runs.

@@ -11,7 +11,7 @@ from kandiga_run.default_model import VARIABLE, config_file, default_model
 from kandiga_run.doctor.finding import Finding
 from kandiga_run.doctor.storage import reads_past_cache
 from kandiga_run.forecast.forecast import engine_for
-from kandiga_run.memory import available_bytes
+from kandiga_run.memory.use import available_bytes
 from kandiga_run.sizes import format_size
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from formats.direct import DIRECT_ALIGN, DirectFile, aligned_buffer
 from kandiga_run.doctor.finding import Finding, Look
 from kandiga_run.forecast.ceilings import ceilings_for
-from kandiga_run.output import Output
 from kandiga_run.sizes import format_size
+from kandiga_run.terminal.output import Output
 
 # The smallest of the known models.
 _ROOM_BYTES = 25 * 10**9

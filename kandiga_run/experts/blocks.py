@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from formats import KexpError, KexpSet
+from kandiga_run.container.file_guard import advised
 from kandiga_run.engine import Check
-from kandiga_run.file_guard import advised
 
 
 @dataclass(frozen=True)

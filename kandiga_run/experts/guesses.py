@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kandiga_run.stats import RunStats
+from kandiga_run.engine.stats import RunStats
 
 #: Experts read ahead for a layer. Two keep a disk of 3 GB/s busy while the mixer of a 35B model
 #: computes (x86-64, 2 threads: it stood still for 34 % of a token, 15 % with guesses, most of it

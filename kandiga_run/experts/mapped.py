@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from formats import KexpSet
 from kandiga_run.engine import Check
+from kandiga_run.engine.stats import RunStats
 from kandiga_run.experts.blocks import Blocks
 from kandiga_run.experts.known import KnownExperts
 from kandiga_run.experts.pages import (
@@ -26,7 +27,6 @@ from kandiga_run.experts.pages import (
 )
 from kandiga_run.experts.reader import Pending, ReaderPool
 from kandiga_run.experts.store import Arrival, Arrivals
-from kandiga_run.stats import RunStats
 
 
 class MappedStore:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from formats import KexpSet
 from formats.direct import DirectFile
 from kandiga_run.engine import Check
+from kandiga_run.engine.stats import RunStats
 from kandiga_run.errors import RunError
 from kandiga_run.experts.blocks import Blocks
 from kandiga_run.experts.guesses import MOST_GUESSED, Guesses
@@ -19,7 +20,6 @@ from kandiga_run.experts.slot_fetch import ReadAhead, SlotFetch
 from kandiga_run.experts.slot_reads import SlotReads
 from kandiga_run.experts.slots import SlotPool
 from kandiga_run.experts.store import Arrivals
-from kandiga_run.stats import RunStats
 
 # One slot is computed while the other is filled; a single one would make them take turns.
 _MIN_SLOTS = 2

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 
-from kandiga_run.stats import RunStats
+from kandiga_run.engine.stats import RunStats
 
 Job = Callable[[], None]
 _Outcome = tuple[int, BaseException | None]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 
+from kandiga_run.engine.stats import RunStats
 from kandiga_run.experts.slot_reads import SlotReads
 from kandiga_run.experts.slots import Key, SlotPool
 from kandiga_run.experts.store import Arrival
-from kandiga_run.stats import RunStats
 
 # Blocks that keep a disk busy until the next ones have been asked for.
 _LITTLE = 2

@@ -15,9 +15,9 @@ from typing import Protocol
 
 from cython_kernels import BlockReader
 from formats.direct import DirectFile
+from kandiga_run.engine.stats import RunStats
 from kandiga_run.experts.blocks import Blocks
 from kandiga_run.experts.slots import Key
-from kandiga_run.stats import RunStats
 
 #: Reads under way at once. A disk is busy with two; what is more hides the time until somebody
 #: asks for the next ones, and takes slots that might stay in the caches.

@@ -29,10 +29,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kandiga_run.engine import Check, EngineOptions, Residency
+from kandiga_run.engine.stats import RunStats
 from kandiga_run.errors import RunError
 from kandiga_run.experts.pages import absent_bytes, address_of, mincore_tells_the_truth
-from kandiga_run.memory import available_bytes
-from kandiga_run.stats import RunStats
+from kandiga_run.memory.use import available_bytes
 
 if TYPE_CHECKING:
     from kandiga_run.container import Model

@@ -7,8 +7,8 @@ from pathlib import Path
 from kandiga_run.forecast.ceilings import MeasuredCeilings, ceilings_for
 from kandiga_run.forecast.forecast import USABLE_MEMORY_SHARE
 from kandiga_run.forecast.shape import ModelShape
-from kandiga_run.memory import available_bytes
-from kandiga_run.output import Output
+from kandiga_run.memory.use import available_bytes
+from kandiga_run.terminal.output import Output
 from kandiga_run.user_files import data_folder
 
 

@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 
 from formats import KexpSet
-from kandiga_run.dense_watch import DenseWatch
+from kandiga_run.container.dense_watch import DenseWatch
 from kandiga_run.mlx_engine.weights import mlx_dtype, numpy_dtype, to_mlx
 
 

@@ -15,23 +15,23 @@ from numpy.typing import NDArray
 from cython_kernels import isa, set_num_threads
 from kandiga_run.container import Model
 from kandiga_run.engine import PREFILL_CHUNK, EngineOptions, State
-from kandiga_run.engine_checks import check_max_tokens, checked_tokens, resolve_top_k
+from kandiga_run.engine.checks import check_max_tokens, checked_tokens, resolve_top_k
+from kandiga_run.engine.stats import RunStats
+from kandiga_run.engine.time_split import timed_forward
 from kandiga_run.errors import RunError
 from kandiga_run.experts.owned import smallest_budget
 from kandiga_run.experts.store import open_store_for
 from kandiga_run.kv.formats import KVPlan
 from kandiga_run.kv.prompt_cache import StateIdentity
 from kandiga_run.kv.snapshot import StatePiece
-from kandiga_run.memory import memory_use
-from kandiga_run.memory_budget import FixedBytes, bytes_for_experts
+from kandiga_run.memory.budget import FixedBytes, bytes_for_experts
+from kandiga_run.memory.use import memory_use
 from kandiga_run.mlx_engine.choose import ExpertsOn
 from kandiga_run.mlx_engine.kv_attention import install
 from kandiga_run.mlx_engine.network import Network
 from kandiga_run.mlx_engine.on_mlx import WAVE_BYTES
 from kandiga_run.mlx_engine.pieces import fill, piece_of
 from kandiga_run.mlx_engine.state import MlxState
-from kandiga_run.stats import RunStats
-from kandiga_run.time_split import timed_forward
 
 
 class MlxEngine:

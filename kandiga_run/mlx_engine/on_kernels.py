@@ -9,11 +9,11 @@ import numpy as np
 
 from cython_kernels import ExpertLayout, expert_scratch
 from formats import Layout
+from kandiga_run.engine.stats import RunStats
 from kandiga_run.experts.assignment import Assignment
 from kandiga_run.experts.compute import compute_batch
 from kandiga_run.experts.store import Arrivals
 from kandiga_run.mlx_engine.weights import mlx_dtype
-from kandiga_run.stats import RunStats
 
 
 class KernelExperts:

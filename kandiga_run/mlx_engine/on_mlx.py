@@ -9,11 +9,11 @@ import mlx.core as mx
 import numpy as np
 
 from formats import Layout, Part
+from kandiga_run.engine.stats import RunStats
 from kandiga_run.experts.assignment import Assignment
 from kandiga_run.experts.store import Arrivals
 from kandiga_run.mlx_engine.waiting import wait_for
 from kandiga_run.mlx_engine.weights import PROJECTION_MODULES, numpy_dtype, to_mlx
-from kandiga_run.stats import RunStats
 
 #: Experts stacked at a time. A prefill chunk may want every expert of a layer, which is
 #: gigabytes in a large model.

@@ -8,12 +8,12 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from kandiga_run.engine.stats import RunStats
 from kandiga_run.errors import RunError
 from kandiga_run.experts.assignment import Assignment
 from kandiga_run.experts.store import Arrivals, ExpertStore
 from kandiga_run.mlx_engine.waiting import wait_for
 from kandiga_run.mlx_engine.weights import PROJECTION_MODULES
-from kandiga_run.stats import RunStats
 
 
 class ExpertCompute(Protocol):

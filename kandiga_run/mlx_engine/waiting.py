@@ -7,7 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from kandiga_run.stats import RunStats
+from kandiga_run.engine.stats import RunStats
 
 
 def wait_for(stats: RunStats, *arrays: Any) -> None:

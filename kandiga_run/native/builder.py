@@ -8,7 +8,7 @@ from typing import Literal
 
 from kandiga_run.config import Config
 from kandiga_run.container import Model
-from kandiga_run.engine_checks import resolve_top_k
+from kandiga_run.engine.checks import resolve_top_k
 from kandiga_run.errors import RunError
 from kandiga_run.experts.store import ExpertStore
 from kandiga_run.native.blocks.embedding import embedding_and_head

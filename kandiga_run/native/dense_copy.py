@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from formats import DenseTensor, Shard
 from formats.direct import DIRECT_ALIGN, DirectFile
 from kandiga_run.container import Model
+from kandiga_run.engine.stats import RunStats
 from kandiga_run.experts.huge_memory import HugeMemory
 from kandiga_run.experts.pages import (
     HUGE_PAGE,
@@ -30,7 +31,6 @@ from kandiga_run.experts.pages import (
 from kandiga_run.experts.reader import Pending, ReaderPool
 from kandiga_run.native.dense_arrival import GaveUp, never, unless
 from kandiga_run.native.dense_pieces import pieces
-from kandiga_run.stats import RunStats
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from contextlib import suppress
 
 from formats import KexpError
 from kandiga_run.container import Model
-from kandiga_run.memory import available_bytes
+from kandiga_run.memory.use import available_bytes
 from kandiga_run.native.dense_copy import DenseCopy
 from kandiga_run.native.weights import Weights
 

@@ -13,10 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cython_kernels import isa, set_num_threads
-from kandiga_run.arithmetic import native_arithmetic
 from kandiga_run.container import Model
 from kandiga_run.engine import PREFILL_CHUNK, EngineOptions, State
-from kandiga_run.engine_checks import check_max_tokens, checked_tokens, resolve_top_k
+from kandiga_run.engine.arithmetic import native_arithmetic
+from kandiga_run.engine.checks import check_max_tokens, checked_tokens, resolve_top_k
+from kandiga_run.engine.stats import RunStats
+from kandiga_run.engine.time_split import timed_forward
 from kandiga_run.errors import RunError
 from kandiga_run.experts.owned import smallest_budget
 from kandiga_run.experts.store import open_store_for
@@ -24,8 +26,8 @@ from kandiga_run.kv.formats import KVPlan
 from kandiga_run.kv.prompt_cache import StateIdentity, read_prompt_cache, save_prompt_cache
 from kandiga_run.kv.recurrent import RecurrentState
 from kandiga_run.kv.snapshot import StatePiece, put_together, take_piece
-from kandiga_run.memory import memory_use
-from kandiga_run.memory_budget import FixedBytes
+from kandiga_run.memory.budget import FixedBytes
+from kandiga_run.memory.use import memory_use
 from kandiga_run.native.architectures import ARCHITECTURES
 from kandiga_run.native.builder import Builder
 from kandiga_run.native.decoder import Decoder
@@ -40,8 +42,6 @@ from kandiga_run.native.state import NativeState
 from kandiga_run.native.token_work import TokenWork, expert_work
 from kandiga_run.native.warm import bring_in_dense, expect_huge_pages, expect_single_rows
 from kandiga_run.native.weights import Weights
-from kandiga_run.stats import RunStats
-from kandiga_run.time_split import timed_forward
 
 _MIB = 1 << 20
 # Code pages and small objects that the first tokens touch: 4 to 6 MB measured on x86-64 Linux.
@@ -217,7 +217,7 @@ class NativeEngine:
         return isinstance(state, NativeState) and not state.is_broken
 
     def memory_items(self) -> dict[str, int]:
-        """Return bytes of private memory by use: see `kandiga_run.memory_items`."""
+        """Return bytes of private memory by use: see `kandiga_run.memory.items`."""
         is_copied = self._store.residency == "owned" or self._dense_move.is_taken
         buffers = self._scratch.bytes_for(self._plan.most_rows)
         return {

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from kandiga_run.experts.store import ExpertStore
-from kandiga_run.memory_budget import FixedBytes, bytes_for_experts
+from kandiga_run.memory.budget import FixedBytes, bytes_for_experts
 from kandiga_run.native.scratch import Scratch
 
 #: Rows that buffers always have memory for: a token, a short message, tokens to be verified.

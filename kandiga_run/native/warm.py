@@ -8,7 +8,8 @@ from functools import partial
 
 from formats import DenseTensor, Shard
 from kandiga_run.container import Model
-from kandiga_run.dense_watch import DenseWatch
+from kandiga_run.container.dense_watch import DenseWatch
+from kandiga_run.engine.stats import RunStats
 from kandiga_run.experts.pages import (
     absent_bytes,
     address_of,
@@ -21,7 +22,6 @@ from kandiga_run.experts.pages import (
 from kandiga_run.experts.reader import Pending, ReaderPool
 from kandiga_run.native.dense_arrival import GaveUp, never, unless
 from kandiga_run.native.dense_pieces import pieces
-from kandiga_run.stats import RunStats
 
 _PIECE_BYTES = 8 << 20
 

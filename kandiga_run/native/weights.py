@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from cython_kernels import Matrix
 from formats import DenseTensor
-from kandiga_run.arithmetic import Arithmetic
 from kandiga_run.container import Model
+from kandiga_run.engine.arithmetic import Arithmetic
 from kandiga_run.errors import RunError
 from kandiga_run.native.dense_copy import DenseCopy
 

@@ -9,7 +9,7 @@ batching.py    one token further in several sequences, with any engine
 status.py      figures
 """
 
-from kandiga_run.answer import Token
+from kandiga_run.generation.answer import Token
 from kandiga_run.scheduler.events import Event, Failed, Finished, Prefilled, Queued, Usage
 from kandiga_run.scheduler.kept_prompts import CacheOptions
 from kandiga_run.scheduler.request import Closing, QueueFull, Request

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from kandiga_run.answer import FinishReason, Token
-from kandiga_run.generation import GenerationStats
+from kandiga_run.generation.answer import FinishReason, Token
+from kandiga_run.generation.loop import GenerationStats
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from kandiga_run.answer import TokenMask
-from kandiga_run.detokenizer import StreamingDetokenizer
 from kandiga_run.errors import RunError
-from kandiga_run.generate_options import GenerateOptions
+from kandiga_run.generation.answer import TokenMask
+from kandiga_run.generation.options import GenerateOptions
+from kandiga_run.tokenizer.detokenizer import StreamingDetokenizer
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Request:
     options: GenerateOptions = field(default_factory=GenerateOptions)
     #: Makes the text; without one tokens carry no text and stop strings never match.
     detokenizer: StreamingDetokenizer | None = None
-    #: Which tokens may come next, such as `kandiga_run.constraint.Constraint`.
+    #: Which tokens may come next, such as `kandiga_run.answers.constraint.Constraint`.
     constraint: TokenMask | None = None
     #: Whoever asks: clients take turns, however many requests each has waiting.
     client: str = ""

@@ -9,12 +9,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from kandiga_run.answer import Answer
 from kandiga_run.engine import State
-from kandiga_run.generation import GenerationStats
+from kandiga_run.engine.stats import RunStats
+from kandiga_run.generation.answer import Answer
+from kandiga_run.generation.loop import GenerationStats
 from kandiga_run.scheduler.events import Failed, Finished, Prefilled, Usage
 from kandiga_run.scheduler.ticket import Ticket
-from kandiga_run.stats import RunStats
 
 
 class Running:

@@ -14,8 +14,8 @@ from time import perf_counter
 import numpy as np
 from numpy.typing import NDArray
 
-from kandiga_run.answer import Answer
 from kandiga_run.engine import BatchingEngine, Engine
+from kandiga_run.generation.answer import Answer
 from kandiga_run.scheduler.events import Failed
 from kandiga_run.scheduler.kept_prompts import KeptPrompts
 from kandiga_run.scheduler.running import Running

@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from kandiga_run.answer import TokenMask
-from kandiga_run.answer_parts import AnswerSplitter
-from kandiga_run.constraint import Constraint
-from kandiga_run.generate_options import GenerateOptions
-from kandiga_run.model_defaults import sampling_for
-from kandiga_run.reasoning import opens_reasoning
+from kandiga_run.answers.constraint import Constraint
+from kandiga_run.answers.parts import AnswerSplitter
+from kandiga_run.answers.reasoning import opens_reasoning
+from kandiga_run.generation.answer import TokenMask
+from kandiga_run.generation.model_defaults import sampling_for
+from kandiga_run.generation.options import GenerateOptions
 from kandiga_run.scheduler import Closing, QueueFull, Request
 from kandiga_run.server.errors import ApiError
 from kandiga_run.server.forced_calls import ForcedCall, call_schema
@@ -29,7 +29,7 @@ class Wanted:
 
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
-    #: temperature, top_k ... as `kandiga_run.sampling.SamplingOptions` names them
+    #: temperature, top_k ... as `kandiga_run.generation.sampling.SamplingOptions` names them
     sampling: Mapping[str, Any] = field(default_factory=dict)
     #: alternatives a token, or None for no log probabilities
     logprobs: int | None = None

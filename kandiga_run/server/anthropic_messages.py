@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
+from kandiga_run.answers.tool_calls import ToolCall
 from kandiga_run.scheduler import Usage
 from kandiga_run.server.answering import count_chat_tokens, prepare_chat, submit
 from kandiga_run.server.anthropic_answer import (
@@ -30,7 +31,6 @@ from kandiga_run.server.responses_documented import anthropic_answers
 from kandiga_run.server.serving import client_name, service_of, stream
 from kandiga_run.server.sse import encode_event
 from kandiga_run.server.whole_characters import WholeCharacters
-from kandiga_run.tool_calls import ToolCall
 
 router = APIRouter(dependencies=[WholeCharacters])
 

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
 from kandiga_run.errors import RunError
-from kandiga_run.failures import describe
+from kandiga_run.terminal.failures import describe
 
 _ANTHROPIC_TYPES = {
     400: "invalid_request_error",

@@ -11,9 +11,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kandiga_run.answer_parts import Parts
-from kandiga_run.reasoning import ReasoningFormat, ReasoningSplitter
-from kandiga_run.tool_calls import ToolCall
+from kandiga_run.answers.parts import Parts
+from kandiga_run.answers.reasoning import ReasoningFormat, ReasoningSplitter
+from kandiga_run.answers.tool_calls import ToolCall
 
 
 def call_schema(tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kandiga_run.answer import Token
+from kandiga_run.generation.answer import Token
 from kandiga_run.server.openai_chat_answer import ChoiceLogprobs, TokenLogprob, TopLogprob
-from kandiga_run.token_bytes import TokenBytes
+from kandiga_run.tokenizer.token_bytes import TokenBytes
 
 #: What stands for a probability of zero: JSON has no infinity.
 _LEAST = -9999.0

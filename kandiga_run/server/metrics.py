@@ -10,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from kandiga_run.memory import memory_use
+from kandiga_run.memory.use import memory_use
 from kandiga_run.scheduler import Scheduler
 
 #: Seconds; local answers take from a blink to minutes.

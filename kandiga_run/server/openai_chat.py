@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
+from kandiga_run.answers.tool_calls import ToolCall as ParsedCall
 from kandiga_run.server.answering import ChatWanted, prepare_chat, submit
 from kandiga_run.server.disconnects import unless_disconnected
 from kandiga_run.server.errors import ApiError, as_api_error, openai_error
@@ -45,7 +46,6 @@ from kandiga_run.server.service import Service
 from kandiga_run.server.serving import client_name, service_of, stream
 from kandiga_run.server.sse import encode_event
 from kandiga_run.server.whole_characters import WholeCharacters
-from kandiga_run.tool_calls import ToolCall as ParsedCall
 
 router = APIRouter(dependencies=[WholeCharacters])
 

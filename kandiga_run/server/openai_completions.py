@@ -10,7 +10,7 @@ from typing import Any, Literal
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from kandiga_run.answer import Token
+from kandiga_run.generation.answer import Token
 from kandiga_run.server.answering import Prepared, Wanted, prepare_text, submit_all
 from kandiga_run.server.disconnects import unless_disconnected
 from kandiga_run.server.errors import as_api_error, openai_error

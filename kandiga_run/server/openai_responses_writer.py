@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Any
 
+from kandiga_run.answers.tool_calls import ToolCall
 from kandiga_run.server.errors import as_api_error
 from kandiga_run.server.identifiers import new_id
 from kandiga_run.server.logprobs import token_logprob
@@ -23,7 +24,6 @@ from kandiga_run.server.openai_responses_request import ResponsesRequest
 from kandiga_run.server.replies import End, Piece, Reply, Whole
 from kandiga_run.server.service import Service
 from kandiga_run.server.sse import encode_event
-from kandiga_run.tool_calls import ToolCall
 
 #: Told (the response, the answer as a message) of every response that was finished.
 Remember = Callable[[dict[str, Any], dict[str, Any]], None]

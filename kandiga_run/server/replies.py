@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Literal
 
-from kandiga_run.answer import Token
-from kandiga_run.answer_parts import AnswerSplitter, Parts
-from kandiga_run.failures import describe
-from kandiga_run.generate_options import GenerateOptions
+from kandiga_run.answers.parts import AnswerSplitter, Parts
+from kandiga_run.answers.tool_calls import ToolCall
+from kandiga_run.generation.answer import Token
+from kandiga_run.generation.options import GenerateOptions
 from kandiga_run.scheduler import Failed, Finished, Prefilled, Ticket
 from kandiga_run.scheduler.events import Usage
 from kandiga_run.server.errors import ApiError
 from kandiga_run.server.forced_calls import ForcedCall
-from kandiga_run.tool_calls import ToolCall
+from kandiga_run.terminal.failures import describe
 
 FinishReason = Literal["stop", "length", "tool_calls"]
 

@@ -13,9 +13,9 @@ from types import FrameType
 import uvicorn
 
 from kandiga_run.errors import RunError
-from kandiga_run.output import Output
 from kandiga_run.server.app import create_app
 from kandiga_run.server.service import Service
+from kandiga_run.terminal.output import Output
 
 #: Seconds between the end of the answers and that of connections whose clients do not read.
 _GRACE_SECONDS = 5

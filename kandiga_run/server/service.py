@@ -5,15 +5,15 @@ from __future__ import annotations
 import threading
 import time
 
-from kandiga_run.answer_parts import AnswerFormat
-from kandiga_run.constraint import Grammars
-from kandiga_run.prompts import Prompts
+from kandiga_run.answers.constraint import Grammars
+from kandiga_run.answers.parts import AnswerFormat
 from kandiga_run.scheduler import Scheduler
 from kandiga_run.server.errors import ApiError
 from kandiga_run.server.metrics import Metrics
 from kandiga_run.server.response_memory import ResponseMemory
 from kandiga_run.server.settings import ServerSettings
-from kandiga_run.token_bytes import TokenBytes
+from kandiga_run.tokenizer.prompts import Prompts
+from kandiga_run.tokenizer.token_bytes import TokenBytes
 
 
 class Service:

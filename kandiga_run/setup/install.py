@@ -9,9 +9,9 @@ from formats.manifest import MANIFEST_NAME
 from formats.published import local_set
 from kandiga_run.default_model import default_model, remember_default_model
 from kandiga_run.errors import RunError
-from kandiga_run.output import Output
 from kandiga_run.setup.packer import run_packer, run_step
 from kandiga_run.setup.target import Target
+from kandiga_run.terminal.output import Output
 
 
 def is_installed(target: Target) -> bool:

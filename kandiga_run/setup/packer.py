@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
-from kandiga_run.exit_codes import ExitCode
+from kandiga_run.terminal.exit_codes import ExitCode
 
 
 class StepFailedError(Exception):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kandiga_run.errors import RunError
-from kandiga_run.memory import available_bytes
+from kandiga_run.memory.use import available_bytes
 from kandiga_run.sizes import format_size
 from kandiga_run.tune.keeping import Tuned, find_tuned, place_of, tuned_path
 from kandiga_run.tune.settings import Settings

@@ -14,7 +14,7 @@ from kandiga_run.bench.process import Heard, run_request
 from kandiga_run.bench.request import Request
 from kandiga_run.bench.subject import Subject, text_tokens
 from kandiga_run.experts.reader import DEFAULT_NUM_READERS
-from kandiga_run.memory import available_bytes
+from kandiga_run.memory.use import available_bytes
 from kandiga_run.tune.outcome import PROMPT_TOKENS, Speed, Trial
 from kandiga_run.tune.search import Room
 from kandiga_run.tune.settings import Settings

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kandiga_run.constraint import AfterReasoning, Constraint, Grammars
+from kandiga_run.answers.constraint import AfterReasoning, Constraint, Grammars
 from kandiga_run.errors import RunError
-from kandiga_run.sampling import Sampler, SamplingOptions
+from kandiga_run.generation.sampling import Sampler, SamplingOptions
 from tokenizer_files import byte_level_tokenizer
 
 TOKENIZER = byte_level_tokenizer()

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from kandiga_run.generate_options import GenerateOptions
-from kandiga_run.one_shot import prompt_tokens, run_once
-from kandiga_run.output import Output
+from kandiga_run.chat.one_shot import prompt_tokens, run_once
+from kandiga_run.generation.options import GenerateOptions
+from kandiga_run.terminal.output import Output
 from scripted_engine import CHATML, ScriptedEngine, chatml_prompts, script
 
 THINKS = CHATML + "{# <think> </think> #}"

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kandiga_run.prompts import Prompts
-from kandiga_run.reasoning import (
+from kandiga_run.answers.reasoning import (
     ReasoningFormat,
     ReasoningSplitter,
     opens_reasoning,
     reasoning_format,
 )
+from kandiga_run.tokenizer.prompts import Prompts
 from tokenizer_files import CHATML_SPECIALS, byte_level_tokenizer, write_tokenizer
 
 THINK = ReasoningFormat("<think>", "</think>")

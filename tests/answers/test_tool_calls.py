@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kandiga_run.answer_parts import AnswerFormat
-from kandiga_run.prompts import Prompts
-from kandiga_run.tool_calls import ToolCall, ToolCallSplitter, load_format, tool_format
+from kandiga_run.answers.parts import AnswerFormat
+from kandiga_run.answers.tool_calls import ToolCall, ToolCallSplitter, load_format, tool_format
+from kandiga_run.tokenizer.prompts import Prompts
 from tokenizer_files import CHATML_SPECIALS, byte_level_tokenizer, write_tokenizer
 
 TOOLS = [
@@ -165,7 +165,7 @@ def test_special_tokens_of_a_call_give_text(tmp_path: Path):
 
 def test_parsers_are_loaded_without_mlx_or_transformers():
     code = (
-        "import sys; from kandiga_run.tool_calls import load_format\n"
+        "import sys; from kandiga_run.answers.tool_calls import load_format\n"
         "for name in ('json_tools', 'qwen3_coder', 'laguna', 'minicpm5'): load_format(name)\n"
         "print([n for n in ('mlx', 'mlx.core', 'mlx_lm', 'transformers') if n in sys.modules])"
     )

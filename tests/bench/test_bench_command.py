@@ -13,7 +13,7 @@ import pytest
 
 from kandiga_run.bench.memory_group import make_memory_group
 from kandiga_run.errors import RunError
-from kandiga_run.exit_codes import ExitCode
+from kandiga_run.terminal.exit_codes import ExitCode
 from packed import PackedModels
 
 COMMAND = [sys.executable, "-m", "kandiga_run.cli", "bench"]

@@ -29,7 +29,7 @@ from benchmarks.quality.compare import compare_decode, compare_prefill
 from benchmarks.quality.logits_kl import Comparison, Summary
 from benchmarks.quality.table import markdown_table
 from kandiga_run.engine import Engine, load_engine
-from kandiga_run.prompts import Prompts
+from kandiga_run.tokenizer.prompts import Prompts
 
 Results = dict[str, dict[str, Summary]]
 REFERENCE = "exact"

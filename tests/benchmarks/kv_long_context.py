@@ -26,7 +26,7 @@ from kandiga_run.experts.owned import smallest_budget
 from kandiga_run.kv.choices import BITS
 from kandiga_run.kv.formats import KVPlan
 from kandiga_run.kv.recurrent import RecurrentState
-from kandiga_run.memory import memory_use
+from kandiga_run.memory.use import memory_use
 from kandiga_run.native.engine import NativeEngine
 from kandiga_run.native.memory_plan import FEW_ROWS
 from kandiga_run.sizes import format_size, parse_size

@@ -32,7 +32,7 @@ from benchmarks.quality.text import english_text
 from kandiga_run.engine import Engine, load_engine
 from kandiga_run.kv.choices import BITS
 from kandiga_run.kv.turboquant import BLOCK_TOKENS, SINK_TOKENS
-from kandiga_run.prompts import Prompts
+from kandiga_run.tokenizer.prompts import Prompts
 
 NAMES = (
     *("Paris", "London", "Berlin", "Madrid", "Rome", "Vienna", "Oslo", "Dublin", "Athens", "Cairo"),

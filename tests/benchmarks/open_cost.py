@@ -24,7 +24,7 @@ from sparse_set import write_sparse_set
 _MEASURE = """
 import sys
 from formats import open_set
-from kandiga_run.memory import memory_use
+from kandiga_run.memory.use import memory_use
 before = memory_use()
 opened = open_set(sys.argv[1])
 after = memory_use()

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bigram_engine import MarkingState
 from kandiga_run.chat.assembly import chat_terminal
-from kandiga_run.output import Output
+from kandiga_run.terminal.output import Output
 from scripted_engine import CHATML, chatml_prompts, conversation, script
 
 

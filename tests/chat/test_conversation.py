@@ -8,7 +8,7 @@ import pytest
 from bigram_engine import BigramEngine, MarkingState
 from kandiga_run.chat import Conversation, Interrupted
 from kandiga_run.errors import RunError
-from kandiga_run.kept_state import KeptState
+from kandiga_run.generation.kept_state import KeptState
 from scripted_engine import (
     CHATML,
     FORGETFUL,

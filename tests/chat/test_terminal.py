@@ -16,7 +16,7 @@ from kandiga_run.chat.plain_view import PlainView
 from kandiga_run.chat.terminal import ChatTerminal
 from kandiga_run.chat.views import ViewSettings
 from kandiga_run.errors import RunError
-from kandiga_run.output import Output
+from kandiga_run.terminal.output import Output
 from scripted_engine import CHATML, ScriptedEngine, chatml_prompts, conversation, script
 
 

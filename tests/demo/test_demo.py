@@ -24,8 +24,8 @@ from demo.upcycle import router_weights
 from dense_llama import DenseLlama
 from kandiga_pack.sources.checkpoint import CheckpointSource
 from kandiga_pack.sources.gguf import GgufSource
-from kandiga_run.arithmetic import Arithmetic
 from kandiga_run.engine import load_engine
+from kandiga_run.engine.arithmetic import Arithmetic
 
 WORK = ROOT / ".demo"  # what `make demo` keeps is used, and the other way round
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"

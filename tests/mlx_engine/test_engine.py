@@ -12,7 +12,7 @@ from checkpoints import reference_logits
 from kandiga_run.container import Model
 from kandiga_run.engine import EngineOptions, load_engine
 from kandiga_run.errors import RunError
-from kandiga_run.memory import memory_use
+from kandiga_run.memory.use import memory_use
 from kandiga_run.mlx_engine.dense import DenseWeights
 from kandiga_run.mlx_engine.engine import MlxEngine
 

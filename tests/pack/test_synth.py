@@ -24,7 +24,7 @@ from kandiga_pack.sources.synthetic.tokenizer import IM_END
 from kandiga_pack.sources.synthetic.values import Floats, pool_of
 from kandiga_pack.stacks import find_stacks
 from kandiga_run.engine import load_engine
-from kandiga_run.prompts import Prompts
+from kandiga_run.tokenizer.prompts import Prompts
 
 AFFINE_4 = Quantization(4, 64)
 TINY = Quantization(4, 32)

@@ -16,7 +16,7 @@ from kandiga_pack.cli import cli as pack_cli
 from kandiga_pack.exit_codes import ExitCode as PackExitCode
 from kandiga_run.cli import cli as run_cli
 from kandiga_run.commands.model_argument import reads_like_a_prompt
-from kandiga_run.exit_codes import ExitCode
+from kandiga_run.terminal.exit_codes import ExitCode
 from packed import Packed
 
 ROOT = Path(__file__).resolve().parents[2]

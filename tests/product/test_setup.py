@@ -17,9 +17,9 @@ from kandiga_run.errors import RunError
 from kandiga_run.forecast.ceilings import MeasuredCeilings, cache_file
 from kandiga_run.forecast.forecast import Forecast, forecast
 from kandiga_run.forecast.presets import PRESETS
-from kandiga_run.output import Output
 from kandiga_run.setup import install
 from kandiga_run.setup.choose import best
+from kandiga_run.terminal.output import Output
 from packed import Packed
 
 ID = "someone/tiny-qwen"

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 import kandiga_run as kr
-from kandiga_run.memory import memory_use
-from kandiga_run.prompts import Prompts
+from kandiga_run.memory.use import memory_use
 from kandiga_run.sizes import format_size
+from kandiga_run.tokenizer.prompts import Prompts
 from packed import PackedModels
 
 LIMIT = 12

@@ -22,8 +22,8 @@ import pytest
 from formats import open_set
 from kandiga_run.cli import main
 from kandiga_run.engine import load_engine
-from kandiga_run.exit_codes import ExitCode
-from kandiga_run.prompts import Prompts
+from kandiga_run.terminal.exit_codes import ExitCode
+from kandiga_run.tokenizer.prompts import Prompts
 from packed import PackedModels
 
 COMMAND = [sys.executable, "-m", "kandiga_run.cli"]

@@ -3,8 +3,8 @@
 import pytest
 
 from kandiga_run.errors import RunError
-from kandiga_run.model_defaults import sampling_for
-from kandiga_run.sampling import SamplingOptions
+from kandiga_run.generation.model_defaults import sampling_for
+from kandiga_run.generation.sampling import SamplingOptions
 from kandiga_run.sizes import format_size, parse_size
 
 

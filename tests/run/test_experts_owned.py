@@ -17,7 +17,7 @@ from kandiga_run.errors import RunError
 from kandiga_run.experts.owned import OwnedStore, divide_budget, smallest_budget
 from kandiga_run.experts.pages import absent_bytes, address_of
 from kandiga_run.experts.slots import SlotPool
-from kandiga_run.memory import memory_use
+from kandiga_run.memory.use import memory_use
 from packed import PackedModels
 
 

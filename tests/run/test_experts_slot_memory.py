@@ -10,7 +10,7 @@ from kandiga_run.experts import slot_memory
 from kandiga_run.experts.huge_memory import HugeMemory
 from kandiga_run.experts.slot_memory import FreeSlots
 from kandiga_run.experts.slots import SlotPool
-from kandiga_run.memory import memory_use
+from kandiga_run.memory.use import memory_use
 
 SLOT_BYTES = 1 << 20
 NUM_SLOTS = 64

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bigram_engine import BigramEngine
-from kandiga_run.detokenizer import streaming_detokenizer
 from kandiga_run.errors import RunError
-from kandiga_run.generation import GenerateOptions, Generation, generate
-from kandiga_run.sampling import SamplingOptions
-from kandiga_run.stop_strings import StopStrings
+from kandiga_run.generation.loop import GenerateOptions, Generation, generate
+from kandiga_run.generation.sampling import SamplingOptions
+from kandiga_run.generation.stop_strings import StopStrings
+from kandiga_run.tokenizer.detokenizer import streaming_detokenizer
 from tokenizer_files import byte_level_tokenizer
 
 TOKENIZER = byte_level_tokenizer()

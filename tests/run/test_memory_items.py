@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from kandiga_run.engine import load_engine
-from kandiga_run.memory import MemoryUse, memory_use
-from kandiga_run.memory_items import describe_items, memory_items
+from kandiga_run.memory.items import describe_items, memory_items
+from kandiga_run.memory.use import MemoryUse, memory_use
 from kandiga_run.native.engine import NativeEngine
 from packed import PackedModels
 

@@ -20,7 +20,7 @@ engine = load_engine(sys.argv[1], engine="native")
 state = engine.new_state(32)
 engine.forward(np.arange(5, 15, dtype=np.int32), state)
 seconds = time.thread_time() - started
-from kandiga_run.memory import memory_use
+from kandiga_run.memory.use import memory_use
 heavy = {"mlx", "mlx_lm", "transformers", "torch", "safetensors"} & set(sys.modules)
 print(json.dumps([seconds, memory_use().anonymous_bytes or 0, sorted(heavy)]))
 engine.close()

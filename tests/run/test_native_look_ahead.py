@@ -8,11 +8,11 @@ import pytest
 from fetching import arrived
 from kandiga_run.container import Model
 from kandiga_run.engine import load_engine
+from kandiga_run.engine.stats import RunStats
 from kandiga_run.experts import guesses
 from kandiga_run.experts.guesses import MOST_GUESSED, Guesses
 from kandiga_run.experts.owned import OwnedStore
 from kandiga_run.native.engine import NativeEngine
-from kandiga_run.stats import RunStats
 from packed import PackedModels
 
 TOKENS = np.array([7, 300, 7, 12, 90, 41, 5, 6], np.int32)

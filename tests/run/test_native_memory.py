@@ -8,7 +8,7 @@ import pytest
 
 from kandiga_run.engine import load_engine
 from kandiga_run.errors import RunError
-from kandiga_run.memory import available_bytes, memory_use, physical_bytes
+from kandiga_run.memory.use import available_bytes, memory_use, physical_bytes
 from packed import PackedModels
 
 MIB = 1 << 20

@@ -10,7 +10,7 @@ from checkpoints import family_config
 from kandiga_pack.sources.converted.quantization import Quantization
 from kandiga_pack.synth import synth
 from kandiga_run.engine import load_engine
-from kandiga_run.memory import memory_use
+from kandiga_run.memory.use import memory_use
 from kandiga_run.native.memory_plan import FEW_ROWS, MANY_ROWS
 from memory_group import memory_group
 

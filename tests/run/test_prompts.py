@@ -12,7 +12,7 @@ from tokenizers import processors
 
 from demo.prepare import ROOT, prepare
 from kandiga_run.errors import RunError
-from kandiga_run.prompts import Prompts
+from kandiga_run.tokenizer.prompts import Prompts
 from tokenizer_files import (
     CHATML_SPECIALS,
     byte_fallback_tokenizer,
@@ -435,7 +435,7 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
 
 def test_transformers_is_not_imported(chatml_folder: Path) -> None:
     code = (
-        "import sys; from kandiga_run.prompts import Prompts\n"
+        "import sys; from kandiga_run.tokenizer.prompts import Prompts\n"
         "Prompts(sys.argv[1]).render([{'role': 'user', 'content': 'x'}])\n"
         "sys.exit('transformers' in sys.modules or 'mlx' in sys.modules)"
     )

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
-from kandiga_run.detokenizer import (
+from kandiga_run.tokenizer.detokenizer import (
     ByteFallbackDetokenizer,
     ByteLevelDetokenizer,
     WindowDetokenizer,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from kandiga_run.errors import RunError
-from kandiga_run.sampling import Sampler, SamplingOptions, candidates
+from kandiga_run.generation.sampling import Sampler, SamplingOptions, candidates
 
 # float32 exp and division: a few units in the last place of a probability near 1.
 RELATIVE_TOLERANCE = 1e-5

@@ -7,7 +7,7 @@ import pytest
 
 from cython_kernels import TIME_EXPERTS, TIME_ROUTING, label_time, rms_norm, time_totals
 from kandiga_run.engine import load_engine
-from kandiga_run.stats import KERNEL_TIMES
+from kandiga_run.engine.stats import KERNEL_TIMES
 from packed import PackedModels
 
 

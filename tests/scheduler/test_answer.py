@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from kandiga_run import GenerateOptions, RunError, SamplingOptions
-from kandiga_run.answer import Answer
+from kandiga_run.generation.answer import Answer
 
 VOCAB = 8
 

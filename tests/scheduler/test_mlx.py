@@ -9,7 +9,7 @@ import pytest
 
 from kandiga_run import GenerateOptions, RunError, generate, load_engine
 from kandiga_run.engine import Engine
-from kandiga_run.memory import memory_use
+from kandiga_run.memory.use import memory_use
 from kandiga_run.scheduler import CacheOptions, Finished, Request, Scheduler, Token
 from packed import PackedModels
 

@@ -20,13 +20,13 @@ import uvicorn
 from numpy.typing import NDArray
 
 from bigram_engine import BigramState
-from kandiga_run.prompts import Prompts
+from kandiga_run.engine.stats import RunStats
 from kandiga_run.scheduler import Scheduler
 from kandiga_run.server.app import create_app
 from kandiga_run.server.running import listen, url_of
 from kandiga_run.server.service import Service
 from kandiga_run.server.settings import ServerSettings
-from kandiga_run.stats import RunStats
+from kandiga_run.tokenizer.prompts import Prompts
 from tokenizer_files import CHATML_SPECIALS, byte_level_tokenizer, write_tokenizer
 
 MARKS = ("<think>", "</think>", "<tool_call>", "</tool_call>")

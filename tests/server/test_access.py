@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from kandiga_run.prompts import Prompts
 from kandiga_run.server.access import is_loopback
+from kandiga_run.tokenizer.prompts import Prompts
 from server.scripted import ScriptedServer, make_prompts
 from server.server_process import START_SECONDS, ServerProcess
 

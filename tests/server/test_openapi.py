@@ -10,7 +10,7 @@ import schemathesis
 from schemathesis import GenerationMode, checks
 from schemathesis.specs.openapi import checks as openapi_checks
 
-from kandiga_run.prompts import Prompts
+from kandiga_run.tokenizer.prompts import Prompts
 from server.scripted import ScriptedServer, make_prompts
 
 KEY = "open sesame"

@@ -13,8 +13,8 @@ import openai
 import pytest
 
 from kandiga_run.engine import load_engine
-from kandiga_run.generation import GenerateOptions, generate
-from kandiga_run.prompts import Prompts
+from kandiga_run.generation.loop import GenerateOptions, generate
+from kandiga_run.tokenizer.prompts import Prompts
 
 TEXT = "The router selects a few"
 LONG = {"role": "user", "content": "x " * 5000}

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from kandiga_run.prompts import Prompts
+from kandiga_run.tokenizer.prompts import Prompts
 from server.browser import chromium
 from server.scripted import ScriptedServer, make_prompts
 

@@ -15,7 +15,7 @@ import httpx2
 import openai
 import pytest
 
-from kandiga_run.prompts import Prompts
+from kandiga_run.tokenizer.prompts import Prompts
 from server.scripted import ScriptedServer, make_prompts
 
 SCRIPTS = {"long": "word " * 1500, "short": "Done."}

@@ -11,7 +11,7 @@ import pytest
 
 from formats import KexpError
 from kandiga_run.errors import RunError
-from kandiga_run.memory import available_bytes
+from kandiga_run.memory.use import available_bytes
 from kandiga_run.tune.applying import apply_tuned
 from kandiga_run.tune.keeping import (
     Place,

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from kandiga_run.exit_codes import ExitCode
+from kandiga_run.terminal.exit_codes import ExitCode
 from kandiga_run.tune.keeping import Tuned, keep_tuned, place_of, tuned_path
 from kandiga_run.tune.settings import Settings
 

@@ -10,7 +10,7 @@ from benchmarks.peers.programs import Program, ProgramError, run_once
 from benchmarks.peers.task import Run, Task
 from kandiga_run.bench import page_cache
 from kandiga_run.bench.memory_group import make_memory_group
-from kandiga_run.memory import available_bytes
+from kandiga_run.memory.use import available_bytes
 
 # The rest is for buffers, and for what else the machine does.
 _SHARE_TO_FILL = 0.8

@@ -16,7 +16,7 @@ import numpy as np
 import cython_kernels
 from benchmarks.peers.task import Run, Task
 from kandiga_run.engine import Engine, load_engine
-from kandiga_run.memory import memory_use
+from kandiga_run.memory.use import memory_use
 
 
 def prefill(engine: Engine, num_tokens: int, rng: np.random.Generator) -> None:

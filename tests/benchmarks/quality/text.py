@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kandiga_run.prompts import Prompts
+from kandiga_run.tokenizer.prompts import Prompts
 
 #: What is written into results: the text differs between Python versions.
 NAME = "pydoc_data.topics"

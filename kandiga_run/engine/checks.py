@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from kandiga_run.engine import State
+from kandiga_run.engine.seam import State
 from kandiga_run.errors import RunError
 
 

@@ -8,9 +8,14 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from kandiga_run.chat_template import ChatTemplate, Message, load_chat_template, read_json_object
-from kandiga_run.detokenizer import StreamingDetokenizer, streaming_detokenizer
 from kandiga_run.errors import RunError
+from kandiga_run.tokenizer.chat_template import (
+    ChatTemplate,
+    Message,
+    load_chat_template,
+    read_json_object,
+)
+from kandiga_run.tokenizer.detokenizer import StreamingDetokenizer, streaming_detokenizer
 
 #: The special tokens that chat templates know by name.
 _NAMED_TOKENS = (

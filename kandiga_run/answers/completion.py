@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kandiga_run.generation import GenerationStats
-from kandiga_run.reply import Reply, ReplyEnd
-from kandiga_run.tool_calls import ToolCall
+from kandiga_run.answers.reply import Reply, ReplyEnd
+from kandiga_run.answers.tool_calls import ToolCall
+from kandiga_run.generation.loop import GenerationStats
 
 
 @dataclass(frozen=True)

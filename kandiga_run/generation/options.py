@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from kandiga_run.errors import RunError
-from kandiga_run.sampling import SamplingOptions
+from kandiga_run.generation.sampling import SamplingOptions
 
 
 @dataclass(frozen=True)

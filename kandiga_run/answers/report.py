@@ -6,12 +6,12 @@ from typing import Any
 
 from cython_kernels import isa
 from kandiga_run.engine import Engine, State
-from kandiga_run.generation import GenerationStats
-from kandiga_run.memory import MemoryUse, memory_use
-from kandiga_run.memory_items import describe_items, memory_items
+from kandiga_run.engine.stats import RunStats
+from kandiga_run.engine.time_split import time_split_json
+from kandiga_run.generation.loop import GenerationStats
+from kandiga_run.memory.items import describe_items, memory_items
+from kandiga_run.memory.use import MemoryUse, memory_use
 from kandiga_run.sizes import format_size
-from kandiga_run.stats import RunStats
-from kandiga_run.time_split import time_split_json
 
 
 def stats_json(engine: Engine, state: State, stats: GenerationStats) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from kandiga_run.detokenizer import StreamingDetokenizer
-from kandiga_run.generate_options import GenerateOptions
-from kandiga_run.sampling import Sampler
-from kandiga_run.stop_strings import StopStrings
+from kandiga_run.generation.options import GenerateOptions
+from kandiga_run.generation.sampling import Sampler
+from kandiga_run.generation.stop_strings import StopStrings
+from kandiga_run.tokenizer.detokenizer import StreamingDetokenizer
 
 FinishReason = Literal["stop", "length"]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kandiga_run.errors import RunError
-from kandiga_run.sampling import SamplingOptions
+from kandiga_run.generation.sampling import SamplingOptions
 
 _FILTERS = ("top_k", "top_p", "min_p")
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from kandiga_run.answers.marked_text import first_marker, held_length
 from kandiga_run.errors import RunError
-from kandiga_run.marked_text import first_marker, held_length
-from kandiga_run.prompts import Prompts
+from kandiga_run.tokenizer.prompts import Prompts
 
 #: Definitions of tools as OpenAI writes them: {"type": "function", "function": {"name": ...}}.
 Tools = Sequence[Mapping[str, Any]]

@@ -5,17 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from kandiga_run.answer_parts import AnswerFormat
+from kandiga_run.answers.parts import AnswerFormat
+from kandiga_run.answers.reply import Reply
+from kandiga_run.answers.report import stats_json, stats_rows, usage_json
 from kandiga_run.chat.plain_view import PlainView
 from kandiga_run.chat.views import ViewSettings
 from kandiga_run.engine import Engine, SavingEngine, State
 from kandiga_run.errors import RunError
-from kandiga_run.generation import GenerateOptions, Generation, generate
+from kandiga_run.generation.loop import GenerateOptions, Generation, generate
 from kandiga_run.kv.prompt_cache import saved_tokens
-from kandiga_run.output import Output
-from kandiga_run.prompts import Prompts
-from kandiga_run.reply import Reply
-from kandiga_run.report import stats_json, stats_rows, usage_json
+from kandiga_run.terminal.output import Output
+from kandiga_run.tokenizer.prompts import Prompts
 
 #: Enough to hold the mark that a template may end with.
 _ENDING_TOKENS = 16

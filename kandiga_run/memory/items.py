@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol, runtime_checkable
 
 from kandiga_run.engine import Engine
-from kandiga_run.memory import MemoryUse
+from kandiga_run.memory.use import MemoryUse
 from kandiga_run.sizes import format_size
 
 _EVERYTHING_ELSE = "everything_else"

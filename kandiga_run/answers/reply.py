@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
-from kandiga_run.answer import Token
-from kandiga_run.answer_parts import AnswerSplitter, Parts
-from kandiga_run.generation import Generation
-from kandiga_run.tool_calls import ToolCall
+from kandiga_run.answers.parts import AnswerSplitter, Parts
+from kandiga_run.answers.tool_calls import ToolCall
+from kandiga_run.generation.answer import Token
+from kandiga_run.generation.loop import Generation
 
 ReplyEnd = Literal["stop", "length", "tool_calls"]
 

@@ -13,12 +13,12 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from kandiga_run.answer import Answer, FinishReason, Token, TokenMask
-from kandiga_run.detokenizer import StreamingDetokenizer
 from kandiga_run.engine import Engine, State
+from kandiga_run.engine.stats import RunStats
 from kandiga_run.errors import RunError
-from kandiga_run.generate_options import GenerateOptions
-from kandiga_run.stats import RunStats
+from kandiga_run.generation.answer import Answer, FinishReason, Token, TokenMask
+from kandiga_run.generation.options import GenerateOptions
+from kandiga_run.tokenizer.detokenizer import StreamingDetokenizer
 
 __all__ = [
     "FinishReason",

@@ -5,15 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from kandiga_run.answer import TokenMask
-from kandiga_run.prompts import Prompts
-from kandiga_run.reasoning import (
+from kandiga_run.answers.reasoning import (
     ReasoningFormat,
     ReasoningSplitter,
     opens_reasoning,
     reasoning_format,
 )
-from kandiga_run.tool_calls import ToolCall, ToolCallSplitter, ToolFormat, Tools, tool_format
+from kandiga_run.answers.tool_calls import (
+    ToolCall,
+    ToolCallSplitter,
+    ToolFormat,
+    Tools,
+    tool_format,
+)
+from kandiga_run.generation.answer import TokenMask
+from kandiga_run.tokenizer.prompts import Prompts
 
 
 class Parts(NamedTuple):
@@ -70,7 +76,7 @@ class AnswerFormat:
         """
         if self.reasoning is None or not self.reasoning_end_tokens:
             return mask
-        from kandiga_run.constraint import AfterReasoning
+        from kandiga_run.answers.constraint import AfterReasoning
 
         start = None if is_open else self.reasoning_start_token
         return AfterReasoning(mask, self.reasoning_end_tokens, start) if is_open or start else mask

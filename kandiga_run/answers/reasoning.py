@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from kandiga_run.marked_text import first_marker, held_length
-from kandiga_run.prompts import Prompts
+from kandiga_run.answers.marked_text import first_marker, held_length
+from kandiga_run.tokenizer.prompts import Prompts
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import click
 
 from kandiga_run.errors import RunError
 from kandiga_run.kv.choices import KV_CHOICES
-from kandiga_run.output import Output
 from kandiga_run.sizes import parse_size
+from kandiga_run.terminal.output import Output
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

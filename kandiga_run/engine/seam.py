@@ -6,35 +6,21 @@ residency or which KV cache is underneath.
 
 from __future__ import annotations
 
-import platform
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kandiga_run.arithmetic import ArithmeticChoice
-from kandiga_run.errors import RunError
-from kandiga_run.kv.choices import KVChoice, check_kv
-from kandiga_run.stats import RunStats
+from kandiga_run.engine.stats import RunStats
 
 if TYPE_CHECKING:
-    from kandiga_run.container import Model
     from kandiga_run.kv.prompt_cache import StateIdentity
     from kandiga_run.kv.snapshot import StatePiece
 
-EngineName = Literal["auto", "native", "mlx"]
-Residency = Literal["auto", "mapped", "owned"]
-Check = Literal["first-touch", "always", "off"]
-
 #: Tokens of a prefill chunk, unless an engine gains from longer ones.
 PREFILL_CHUNK = 512
-
-#: Architectures of the native engine: `model_type` of config.json.
-NATIVE_ARCHITECTURES = ("mixtral", "qwen3_moe", "qwen3_next", "qwen3_5_moe")
 
 
 class State(Protocol):
@@ -190,116 +176,3 @@ class BudgetedEngine(Protocol):
         Returns how many tokens a prefill chunk may then have. Raises RunError when the budget has
         no room, with the smallest that works.
         """
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """What a user may choose about an engine; the defaults compute the model as published."""
-
-    residency: Residency = "auto"
-    #: Budget for dense weights, KV cache, expert slots and buffers together.
-    memory_bytes: int | None = None
-    #: Experts a token uses; "fast" is half of the model's own number, at least one.
-    num_experts_per_token: int | Literal["fast"] | None = None
-    check: Check = "first-touch"
-    num_threads: int | None = None
-    num_readers: int | None = None
-    #: "auto" is as precise as the checkpoint: f32 for a float32 one, else f16. Native engine only.
-    kv_dtype: Literal["auto", "f16", "f32"] = "auto"
-    #: Tokens of the first state: a budget without room for them is refused at once. Native engine
-    #: only, since mlx-lm alone knows how large a family's cache becomes.
-    state_tokens: int = 1
-    #: How quantized matrices are multiplied; "auto" is int16 in the native engine.
-    arithmetic: ArithmeticChoice = "auto"
-    #: How keys and values are held: "auto" is as `kv_dtype` says until a sequence is so long that
-    #: compression pays; the choices with numbers are bits of keys and values.
-    kv: KVChoice = "auto"
-    #: Give one key bit to the sign of the residual's projection (QJL).
-    kv_qjl: bool = False
-    #: So many first and last layers with keys and values have 8 bits.
-    kv_protect: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("memory_bytes", "num_threads", "num_readers", "state_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise RunError(f"{name} is {value}, wanted at least 1")
-        check_kv(self.kv, self.kv_qjl, self.kv_protect)
-
-
-def load_engine(
-    path: str | Path,
-    *,
-    engine: EngineName = "auto",
-    residency: Residency = "auto",
-    memory_bytes: int | None = None,
-    num_experts_per_token: int | Literal["fast"] | None = None,
-    check: Check = "first-touch",
-    num_threads: int | None = None,
-    num_readers: int | None = None,
-    kv_dtype: Literal["auto", "f16", "f32"] = "auto",
-    state_tokens: int = 1,
-    arithmetic: ArithmeticChoice = "auto",
-    kv: KVChoice = "auto",
-    kv_qjl: bool = False,
-    kv_protect: int = 0,
-) -> Engine:
-    """Open a container folder (or one of its .kexp files) and return an engine for it.
-
-    "auto" takes the native engine when it knows the architecture, else mlx; on Apple Silicon, where
-    mlx has a GPU, always mlx. Raises RunError for a choice that cannot work, `formats.KexpError`
-    for a missing or damaged container.
-    """
-    # Imported here: both engines are built on the names of this module.
-    from kandiga_run.container import Model
-
-    options = EngineOptions(
-        residency,
-        memory_bytes,
-        num_experts_per_token,
-        check,
-        num_threads,
-        num_readers,
-        kv_dtype,
-        state_tokens,
-        arithmetic,
-        kv,
-        kv_qjl,
-        kv_protect,
-    )
-    model = Model.open(path, check)
-    try:
-        if engine == "auto":
-            native = model.architecture in NATIVE_ARCHITECTURES and not has_apple_gpu()
-            engine = "native" if native else "mlx"
-        open_engine = _open_native if engine == "native" else _open_mlx
-        with model.files.used():
-            return open_engine(model, options)
-    except BaseException:
-        model.close()
-        raise
-
-
-def _open_native(model: Model, options: EngineOptions) -> Engine:
-    if model.architecture not in NATIVE_ARCHITECTURES:
-        raise RunError(
-            f"the native engine does not know the architecture {model.architecture!r} (it knows "
-            f"{', '.join(NATIVE_ARCHITECTURES)}); use --engine mlx"
-        )
-    from kandiga_run.native.engine import NativeEngine
-
-    return NativeEngine(model, options)
-
-
-def _open_mlx(model: Model, options: EngineOptions) -> Engine:
-    try:
-        from kandiga_run.mlx_engine.engine import MlxEngine
-    except ImportError as error:
-        raise RunError(f"the mlx engine needs mlx and mlx-lm: {error}") from error
-
-    return MlxEngine(model, options)
-
-
-def has_apple_gpu() -> bool:
-    """Whether mlx computes on a GPU here."""
-    return sys.platform == "darwin" and platform.machine() == "arm64"

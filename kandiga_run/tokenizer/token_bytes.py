@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tokenizers import Tokenizer
 
-from kandiga_run.detokenizer import (
+from kandiga_run.tokenizer.detokenizer import (
     ByteLevelDetokenizer,
     fallback_byte,
     piece_bytes,

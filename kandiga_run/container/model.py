@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from cython_kernels import ExpertLayout
 from formats import DenseTensor, KexpSet, Layout, open_set
-from kandiga_run.arithmetic import Arithmetic
 from kandiga_run.config import Config
-from kandiga_run.dense_watch import DenseWatch
+from kandiga_run.container.dense_watch import DenseWatch
+from kandiga_run.container.file_guard import FileGuard
 from kandiga_run.engine import Check
+from kandiga_run.engine.arithmetic import Arithmetic
 from kandiga_run.errors import RunError
-from kandiga_run.file_guard import FileGuard
 
 #: Quantization modes whose experts the CPU kernels compute.
 _KERNEL_MODES = ("affine", "none")

@@ -15,8 +15,8 @@ from llguidance import LLMatcher, LLTokenizer
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from kandiga_run.answer import TokenMask
 from kandiga_run.errors import RunError
+from kandiga_run.generation.answer import TokenMask
 
 #: Between the tokens of JSON. Bounded, since small models otherwise indent for ever; enough for
 #: fifteen levels of it. A schema's own "x-guidance" goes before.

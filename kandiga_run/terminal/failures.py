@@ -6,7 +6,7 @@ import errno
 import sys
 
 from kandiga_run.errors import RunError
-from kandiga_run.exit_codes import ExitCode
+from kandiga_run.terminal.exit_codes import ExitCode
 
 _UNREADABLE_ERRNOS = {
     errno.ENOENT,

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from time import perf_counter
 
 from cython_kernels import time_totals
-from kandiga_run.stats import KERNEL_TIMES, RunStats
+from kandiga_run.engine.stats import KERNEL_TIMES, RunStats
 
 
 @contextmanager

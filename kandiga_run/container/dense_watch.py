@@ -11,8 +11,8 @@ import threading
 
 from formats import DenseCheck, KexpError, KexpSet
 from formats.buffers import Buffer
+from kandiga_run.container.file_guard import advised
 from kandiga_run.engine import Check
-from kandiga_run.file_guard import advised
 
 
 class DenseWatch:
