@@ -6,7 +6,7 @@ what a real engine must prove is proved elsewhere.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -54,6 +54,7 @@ class MarkingState(BigramState):
         super().__init__(max_tokens, can_trim)
         self.marks: list[BigramMark] = []
         self.can_mark = True
+        self.is_broken = False
 
     def mark(self) -> BigramMark:
         self.marks.append(BigramMark(self.position))
@@ -93,8 +94,11 @@ class BigramEngine:
         state: BigramState,
         *,
         logits: Literal["all", "last"] = "last",
+        between_layers: Callable[[], None] | None = None,
     ) -> NDArray[np.float32]:
         assert tokens.dtype == np.int32
+        if between_layers:
+            between_layers()
         if state.position + len(tokens) > state.max_tokens:
             raise RunError(f"no room for {len(tokens)} tokens")
         self.chunks.append(len(tokens))

@@ -35,9 +35,16 @@ class ScriptedEngine(BigramEngine):
         self._index = 0
         self.before_forward: Callable[[], None] = lambda: None
 
-    def forward(self, tokens: Any, state: BigramState, *, logits: Any = "last") -> Any:
+    def forward(
+        self,
+        tokens: Any,
+        state: BigramState,
+        *,
+        logits: Any = "last",
+        between_layers: Callable[[], None] | None = None,
+    ) -> Any:
         self.before_forward()
-        result = super().forward(tokens, state, logits=logits)
+        result = super().forward(tokens, state, logits=logits, between_layers=between_layers)
         if tokens.tolist() == self._script[self._index : self._index + 1]:
             self._index += 1
         elif self._index:  # a prompt after an answer

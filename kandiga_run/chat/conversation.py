@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from kandiga_run.answers.parts import AnswerFormat
 from kandiga_run.answers.reply import Chunk, Reply
@@ -18,7 +18,14 @@ from kandiga_run.tokenizer.prompts import Prompts
 
 
 class Interrupted(Exception):
-    """Raised from `on_progress` to give up a prefill between two chunks."""
+    """Raised from `on_progress` or `between_layers` to give up reading the prompt."""
+
+
+class _Watch(NamedTuple):
+    """What is called while the prompt is read: see `generate`."""
+
+    on_progress: Progress | None
+    between_layers: Callable[[], None] | None
 
 
 class Conversation:
@@ -100,6 +107,7 @@ class Conversation:
         text: str,
         *,
         on_progress: Progress | None = None,
+        between_layers: Callable[[], None] | None = None,
         mask: TokenMask | None = None,
     ) -> Generator[Chunk, None, None]:
         """Answer a user's message, chunk by chunk; closing the iterator stops the answer.
@@ -109,10 +117,14 @@ class Conversation:
         context, or the template refuses it.
         """
         self.messages.append({"role": "user", "content": text})
-        return self._answer(on_progress, mask, instead=[])
+        return self._answer(_Watch(on_progress, between_layers), mask, instead=[])
 
     def reply_again(
-        self, *, on_progress: Progress | None = None, mask: TokenMask | None = None
+        self,
+        *,
+        on_progress: Progress | None = None,
+        between_layers: Callable[[], None] | None = None,
+        mask: TokenMask | None = None,
     ) -> Generator[Chunk, None, None]:
         """Answer the messages as they stand, such as results of tools; the last answer is replaced.
 
@@ -123,11 +135,12 @@ class Conversation:
             replaced = [self.messages.pop()]
         if not self.messages:
             raise RunError("there is no message to answer")
-        return self._answer(on_progress, mask, instead=[self.messages[-1], *replaced])
+        watch = _Watch(on_progress, between_layers)
+        return self._answer(watch, mask, instead=[self.messages[-1], *replaced])
 
     def _answer(
         self,
-        on_progress: Progress | None,
+        watch: _Watch,
         mask: TokenMask | None,
         *,
         instead: Sequence[dict[str, Any]],
@@ -137,7 +150,7 @@ class Conversation:
         reply: Reply | None = None
         try:
             rendered = self._render()
-            reply = self.last_reply = self._start(rendered, on_progress, mask)
+            reply = self.last_reply = self._start(rendered, watch, mask)
             self.last = reply.generation
             yield from reply
         except (GeneratorExit, Interrupted):
@@ -164,7 +177,7 @@ class Conversation:
             **self.variables,
         )
 
-    def _start(self, rendered: str, on_progress: Progress | None, mask: TokenMask | None) -> Reply:
+    def _start(self, rendered: str, watch: _Watch, mask: TokenMask | None) -> Reply:
         tokens = self._tokens(rendered)
         if len(tokens) >= self.context_tokens:
             raise RunError(
@@ -178,8 +191,8 @@ class Conversation:
         def on_chunk(done: int, total: int) -> None:
             if done == question_end:
                 self._kept.mark()
-            if on_progress:
-                on_progress(done, total)
+            if watch.on_progress:
+                watch.on_progress(done, total)
 
         splitter = self._format.splitter(rendered, self.tools)
         if mask is not None:
@@ -192,6 +205,7 @@ class Conversation:
             state=state,
             history=seen,
             on_progress=on_chunk,
+            between_layers=watch.between_layers,
             pause_at=question_end if question_end > 0 else None,
             mask=mask,
         )

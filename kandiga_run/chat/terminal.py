@@ -25,7 +25,9 @@ __all__ = ["COMMANDS", "ChatTerminal", "FastSwitch", "Replier"]
 class Replier(Protocol):
     """What begins an answer: a method of Conversation."""
 
-    def __call__(self, *, on_progress: Progress | None) -> Generator[Chunk, None, None]:
+    def __call__(
+        self, *, on_progress: Progress | None, between_layers: Callable[[], None] | None = None
+    ) -> Generator[Chunk, None, None]:
         """Return the chunks of the answer."""
 
 
@@ -117,8 +119,12 @@ class ChatTerminal:
         )
 
     def _say(self, text: str) -> None:
-        def start(*, on_progress: Progress | None) -> Generator[Chunk, None, None]:
-            return self.conversation.reply(text, on_progress=on_progress)
+        def start(
+            *, on_progress: Progress | None, between_layers: Callable[[], None] | None = None
+        ) -> Generator[Chunk, None, None]:
+            return self.conversation.reply(
+                text, on_progress=on_progress, between_layers=between_layers
+            )
 
         self.answer(start)
 
@@ -128,13 +134,16 @@ class ChatTerminal:
             interrupt = stack.enter_context(InterruptFlag())
             keys = stack.enter_context(KeyWatcher()) if self._on_toggle else None
 
-            def on_progress(done: int, total: int) -> None:
-                self._view.progress(done, total)
+            def look() -> None:
                 self._take(keys)
                 if interrupt.is_set:
                     raise Interrupted
 
-            chunks = start(on_progress=on_progress)
+            def on_progress(done: int, total: int) -> None:
+                self._view.progress(done, total)
+                look()
+
+            chunks = start(on_progress=on_progress, between_layers=look)
             try:
                 for chunk in chunks:
                     self._view.add(chunk)

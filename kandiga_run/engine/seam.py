@@ -6,7 +6,7 @@ residency or which KV cache is underneath.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
@@ -77,6 +77,10 @@ class RewindableState(State, Protocol):
     def can_mark(self) -> bool:
         """Whether it does: caches that overwrite their oldest tokens go back nowhere."""
 
+    @property
+    def is_broken(self) -> bool:
+        """Whether a call was given up where only going back to a mark makes it whole."""
+
     def mark(self) -> StateMark:
         """Return this moment."""
 
@@ -102,11 +106,15 @@ class Engine(Protocol):
         state: State,
         *,
         logits: Literal["all", "last"] = "last",
+        between_layers: Callable[[], None] | None = None,
     ) -> NDArray[np.float32]:
         """Append tokens (T,) to the state; return logits (T, vocab_size), or (1, vocab_size).
 
         More than one token is a prefill chunk. The caller owns the result. Raises RunError when
         the state has no room, when a token is outside the vocabulary or when `tokens` is empty.
+
+        between_layers: called between layers, or at least between chunks; what it raises gives the
+            call up at once. The state stays as it was, or is broken (`RewindableState`).
         """
 
     def close(self) -> None:

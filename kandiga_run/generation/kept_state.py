@@ -39,9 +39,15 @@ class KeptState:
         return self.state
 
     def note(self, tokens: Sequence[int]) -> None:
-        """Take note of the tokens of a sequence which the state has been computing."""
-        if self.state is not None:
-            self.seen = list(tokens[: self.state.position])
+        """Take note of the tokens of a sequence which the state has been computing.
+
+        A state that was given up within a chunk goes back to its latest mark.
+        """
+        if self.state is None:
+            return
+        self.seen = list(tokens[: self.state.position])
+        if isinstance(self.state, RewindableState) and self.state.is_broken:
+            self._go_back(self.state, len(self.seen))
 
     @property
     def needs_marks(self) -> bool:

@@ -93,8 +93,10 @@ class Generation(Iterator[Token]):
         on_progress: Progress | None = None,
         mask: TokenMask | None = None,
         pause_at: int | None = None,
+        between_layers: Callable[[], None] | None = None,
     ) -> None:
         self._engine, self._options = engine, options
+        self._between_layers = between_layers
         self._pause_at = pause_at
         self._on_progress = on_progress
         self.prompt_tokens = tuple(prompt_tokens)
@@ -177,7 +179,7 @@ class Generation(Iterator[Token]):
         step = self._options.prefill_chunk or self._engine.prefill_chunk
         for start, end in _chunks(total, step, self._pause_at):
             chunk = prompt[start:end]
-            logits = self._engine.forward(chunk, self.state)
+            logits = self._engine.forward(chunk, self.state, between_layers=self._between_layers)
             stats.prompt_tokens += len(chunk)
             self.stats.prompt_tokens += len(chunk)
             self.stats.prefill_seconds = perf_counter() - started
@@ -216,6 +218,7 @@ def generate(
     on_progress: Progress | None = None,
     mask: TokenMask | None = None,
     pause_at: int | None = None,
+    between_layers: Callable[[], None] | None = None,
 ) -> Generation:
     """Return the generation that follows `prompt_tokens`; nothing is computed before iteration.
 
@@ -231,6 +234,8 @@ def generate(
         mask: narrows the choice of each token.
         pause_at: end a prefill chunk after so many tokens of the prompt, so that `on_progress` is
             called there.
+        between_layers: called while the prompt is read, several times a second; what it raises
+            gives the prompt up in the middle of a chunk, see `Engine.forward`.
 
     Raises RunError when the prompt leaves no room for an answer, or when logits are not finite.
     """
@@ -244,6 +249,7 @@ def generate(
         on_progress=on_progress,
         mask=mask,
         pause_at=pause_at,
+        between_layers=between_layers,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any, Literal
@@ -112,10 +112,12 @@ class MlxEngine:
         state: State,
         *,
         logits: Literal["all", "last"] = "last",
+        between_layers: Callable[[], None] | None = None,
     ) -> NDArray[np.float32]:
         """Append tokens (T,) to the state; return logits (T, vocab_size), or (1, vocab_size).
 
-        Long inputs are computed in chunks of PREFILL_CHUNK.
+        Long inputs are computed in chunks of PREFILL_CHUNK. `between_layers` is called before each:
+        mlx-lm's caches of some layers could not be brought back from the middle of one.
         """
         if not isinstance(state, MlxState):
             raise TypeError(f"state is a {type(state).__name__}, wanted one of this engine's own")
@@ -128,9 +130,12 @@ class MlxEngine:
             self._naming_mlx(),
             timed_forward(self.stats),
         ):
-            for chunk in chunks[: -len(wanted)]:
-                self._forward(chunk, state, logits=None)
-            rows = [self._forward(chunk, state, logits=logits) for chunk in wanted]
+            rows = []
+            for index, chunk in enumerate(chunks):
+                if between_layers is not None:
+                    between_layers()
+                is_wanted = index >= len(chunks) - len(wanted)
+                rows.append(self._forward(chunk, state, logits=logits if is_wanted else None))
             self._model.dense_watch.require()
         return np.concatenate([row for row in rows if row is not None])
 

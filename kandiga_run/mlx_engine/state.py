@@ -88,6 +88,11 @@ class MlxState:
         """Whether the state can go back to marks; full sliding windows cannot."""
         return all(isinstance(entry, ArraysCache) or entry.is_trimmable() for entry in self.cache)
 
+    @property
+    def is_broken(self) -> bool:
+        """Whether layers have seen different tokens; calls are never given up within a chunk."""
+        return False
+
     def mark(self) -> MlxMark:
         """Return this moment. mlx's arrays never change: nothing is copied."""
         layers = (entry for entry in self.cache if isinstance(entry, ArraysCache))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol
@@ -135,14 +135,20 @@ class Decoder:
             yield layer, kv.layer(index, num_kv_layers)
             index += layer.mixer.has_kv
 
-    def forward(self, tokens: NDArray[np.int32], state: NativeState, logits: Array | None) -> None:
+    def forward(
+        self,
+        tokens: NDArray[np.int32],
+        state: NativeState,
+        logits: Array | None,
+        between_layers: Callable[[], None] | None = None,
+    ) -> None:
         """Append a chunk of tokens (T,), T <= scratch.max_rows, to the state.
 
         logits (T, vocab_size) is filled for every token, (1, vocab_size) for the last one, None
-        computes none.
+        computes none. between_layers is called before each layer; what it raises ends the call.
         """
         try:
-            normed = self._layers_forward(tokens, state)
+            normed = self._layers_forward(tokens, state, between_layers)
         except BaseException:
             state.undo_unfinished()
             raise
@@ -159,6 +165,7 @@ class Decoder:
         except BaseException:
             for state in states:
                 state.undo_unfinished()
+                state.release_if_broken()
             raise
         for state in states:
             state.position += 1
@@ -182,7 +189,12 @@ class Decoder:
             add_and_norm_for_next(num_sequences)
         return normed
 
-    def _layers_forward(self, tokens: NDArray[np.int32], state: NativeState) -> Array:
+    def _layers_forward(
+        self,
+        tokens: NDArray[np.int32],
+        state: NativeState,
+        between_layers: Callable[[], None] | None,
+    ) -> Array:
         """Return the normalized hidden states (T, H) that the head reads."""
         num_tokens = tokens.shape[0]
         hidden = self._scratch.rows("hidden", num_tokens, self._hidden_size)
@@ -193,6 +205,8 @@ class Decoder:
         for (mix, add_and_norm, feed_forward, add_and_norm_for_next), cache in zip(
             self._steps, state.caches, strict=True
         ):
+            if between_layers is not None:
+                between_layers()
             mix(num_tokens, cache, state.position)
             add_and_norm(num_tokens)
             feed_forward(num_tokens)

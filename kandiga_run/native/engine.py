@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -151,10 +151,13 @@ class NativeEngine:
         state: State,
         *,
         logits: Literal["all", "last"] = "last",
+        between_layers: Callable[[], None] | None = None,
     ) -> NDArray[np.float32]:
         """Append tokens (T,) to the state; return logits (T, vocab_size), or (1, vocab_size).
 
-        Long inputs are computed in chunks, the largest that memory has room for.
+        Long inputs are computed in chunks, the largest that memory has room for. What
+        `between_layers` raises leaves the state as after the last whole chunk; a hybrid model's is
+        broken until it goes back to a mark.
         """
         self._has_computed = True
         decoder = self._open_decoder()
@@ -171,10 +174,10 @@ class NativeEngine:
         ):
             for start in range(0, num_tokens, rows):
                 end = min(start + rows, num_tokens)
-                if logits == "all":
-                    decoder.forward(tokens[start:end], state, out[start:end])
-                else:
-                    decoder.forward(tokens[start:end], state, out if end == num_tokens else None)
+                rows_out: NDArray[np.float32] | None = out[start:end]
+                if logits != "all":
+                    rows_out = out if end == num_tokens else None
+                decoder.forward(tokens[start:end], state, rows_out, between_layers)
             self._model.dense_watch.require()
         return out
 
@@ -355,7 +358,7 @@ class NativeEngine:
         if self._options.memory_bytes is None:
             return
         decoder = self._open_decoder()
-        alive = (state.max_tokens for state in self._states if not state.is_broken)
+        alive = (state.max_tokens for state in self._states if state.caches)
         lengths = [*new_state_tokens, *alive]
         tokens = sum(lengths)
         fixed = FixedBytes(

@@ -66,8 +66,11 @@ class NativeState:
                 self._broken = True
             else:
                 cache.trim(cache.length - self.position)
+
+    def release_if_broken(self) -> None:
+        """Give the memory of a broken state to others, when nobody will bring it to a mark."""
         if self._broken:
-            self.caches = ()  # nobody can go on from them, and others need the memory
+            self.caches = ()
 
     @property
     def can_trim(self) -> bool:
@@ -99,6 +102,8 @@ class NativeState:
 
     def rewind(self, mark: StateMark) -> None:
         """Go back to a mark of this state; a broken one is whole again then."""
+        if not self.caches:
+            raise ValueError("the state was released after a call that failed halfway")
         if not isinstance(mark, NativeMark) or mark.position > self.position:
             raise ValueError(f"not a mark of the past {self.position} tokens: {mark}")
         recurrent = iter(mark.recurrent)

@@ -28,6 +28,10 @@ _log = logging.getLogger(__name__)
 _DECODE_SHARE = 0.5
 
 
+class _Unwanted(Exception):
+    """Whoever asked has left while the prompt was read."""
+
+
 class Worker:
     """The sequences that have a place. All calls come from one thread."""
 
@@ -103,9 +107,16 @@ class Worker:
         chunk = one.prompt[start : (start // self._chunk_tokens + 1) * self._chunk_tokens]
         stats = self._engine.stats
         before, started = stats.snapshot(), perf_counter()
+
+        def look() -> None:
+            if one.ticket.is_cancelled:
+                raise _Unwanted
+
         try:
-            logits = self._engine.forward(chunk, one.state)
+            logits = self._engine.forward(chunk, one.state, between_layers=look)
             self._kept.keep_prompt(one.state, one.ticket.request.prompt_tokens, one.branches)
+        except _Unwanted:
+            return  # `drop_cancelled` comes next
         except Exception as error:
             self._fail(one, error)
             return

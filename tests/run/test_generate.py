@@ -34,8 +34,8 @@ class ScriptEngine(BigramEngine):
         super().__init__([], TOKENIZER.get_vocab_size())
         self._script, self._prompt_length = list(script), prompt_length
 
-    def forward(self, tokens, state, *, logits="last"):  # type: ignore[no-untyped-def]
-        result = super().forward(tokens, state, logits=logits)
+    def forward(self, tokens, state, **options):  # type: ignore[no-untyped-def]
+        result = super().forward(tokens, state, **options)
         result[-1, self._script[state.position - self._prompt_length]] = 100.0
         return result
 

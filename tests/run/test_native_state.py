@@ -1,6 +1,7 @@
 """States: room, trimming, growth, and what they weigh."""
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from kandiga_run.engine import Engine, load_engine
 from kandiga_run.errors import RunError
+from kandiga_run.generation.kept_state import KeptState
 from kandiga_run.kv.plain import PlainKVCache
 from packed import PackedModels
 
@@ -183,6 +185,85 @@ def test_an_interrupted_recurrent_state_is_not_used_again(
     with pytest.raises(RunError, match="start a new one"):
         hybrid.forward(PROMPT, state)
     hybrid.forward(PROMPT, hybrid.new_state(64))
+
+
+class GivenUp(Exception):
+    """What a caller raises who wants no answer any more."""
+
+
+def given_up_at(layer: int) -> Callable[[], None]:
+    """Return a hook that gives up before layer `layer`, counted from 0."""
+    calls = iter(range(layer))
+
+    def between_layers() -> None:
+        if next(calls, None) is None:
+            raise GivenUp
+
+    return between_layers
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_a_call_given_up_between_layers_leaves_no_trace(engine: Engine, layer: int) -> None:
+    state, untouched = engine.new_state(64), engine.new_state(64)
+    for each in (state, untouched):
+        engine.forward(PROMPT[:10], each)
+    with pytest.raises(GivenUp):
+        engine.forward(PROMPT[10:], state, between_layers=given_up_at(layer))
+    assert (state.position, state.is_broken) == (10, False)
+    np.testing.assert_array_equal(
+        engine.forward(PROMPT[20:], state), engine.forward(PROMPT[20:], untouched)
+    )
+
+
+def test_a_hybrid_state_given_up_between_layers_goes_back_to_its_mark(hybrid: Engine) -> None:
+    state, untouched = hybrid.new_state(64), hybrid.new_state(64)
+    for each in (state, untouched):
+        hybrid.forward(PROMPT[:10], each)
+    mark = state.mark()
+    hybrid.forward(PROMPT[10:12], state)
+    with pytest.raises(GivenUp):
+        hybrid.forward(PROMPT[12:], state, between_layers=given_up_at(1))
+    assert (state.position, state.is_broken) == (12, True)
+    state.rewind(mark)
+    assert (state.position, state.is_broken) == (10, False)
+    np.testing.assert_array_equal(
+        hybrid.forward(PROMPT[20:], state), hybrid.forward(PROMPT[20:], untouched)
+    )
+
+
+def test_what_is_kept_between_turns_survives_a_call_given_up(hybrid: Engine) -> None:
+    """With a mark the kept state goes back there, without one it is forgotten."""
+    tokens = PROMPT.tolist()
+    for marked, seen in ((True, tokens[:10]), (False, [])):
+        kept = KeptState(hybrid, 64)
+        state = kept.fit(tokens[:10])
+        hybrid.forward(PROMPT[:10], state)
+        if marked:
+            kept.mark()
+        with pytest.raises(GivenUp):
+            hybrid.forward(PROMPT[10:], state, between_layers=given_up_at(1))
+        kept.note(tokens)
+        assert kept.seen == seen
+        again = kept.fit(tokens)
+        logits = hybrid.forward(PROMPT[again.position :], again)
+        pieces = hybrid.new_state(64)
+        if marked:
+            hybrid.forward(PROMPT[:10], pieces)
+        assert np.array_equal(logits, hybrid.forward(PROMPT[pieces.position :], pieces))
+
+
+def test_a_state_of_a_batch_that_failed_is_released(
+    hybrid: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody brings it back to a mark, and the others need the memory."""
+    states = [hybrid.new_state(64) for _ in range(2)]
+    marks = [state.mark() for state in states]
+    interrupt_once(hybrid, monkeypatch, layer=0)
+    with pytest.raises(KeyboardInterrupt):
+        hybrid.forward_sequences([3, 4], states)
+    assert [state.nbytes for state in states] == [0, 0]
+    with pytest.raises(ValueError, match="was released"):
+        states[0].rewind(marks[0])
 
 
 @pytest.mark.parametrize("family", ["engine", "hybrid"])

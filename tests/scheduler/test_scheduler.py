@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -152,6 +153,42 @@ def test_a_busy_client_does_not_keep_others_waiting(engine: Engine) -> None:
         thread.join()
     scheduler.close()
     assert ended.index("other") <= 1
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "qwen3_next"])
+def test_cancelling_ends_a_prompt_within_a_layer(packed: PackedModels, family: str) -> None:
+    """The chunk that is being read is given up, and the next request is answered as ever."""
+    engine = load_engine(packed(family).container, engine="native")
+    forward, layers = engine.forward, 0
+    scheduler = Scheduler(engine, context_tokens=CONTEXT)
+    wanted = request(4, length=200, max_tokens=5)
+    ticket = None
+
+    def forward_and_cancel(*arguments: object, between_layers: Callable[[], None]) -> object:
+        def look() -> None:
+            nonlocal layers
+            layers += 1
+            if layers == 2:
+                while ticket is None:  # the thread may be here before `submit` has returned
+                    time.sleep(0.001)
+                ticket.cancel()
+            between_layers()
+
+        return forward(*arguments, between_layers=look)
+
+    engine.forward = forward_and_cancel
+    ticket = scheduler.submit(wanted)
+    end = list(ticket)[-1]
+    assert isinstance(end, Finished)
+    assert end.finish_reason == "cancelled"
+    assert layers == 2
+    status = scheduler.status()
+    assert (status.running, status.cancelled, status.failed) == (0, 1, 0)
+    engine.forward = forward
+    answered = tokens_of(list(scheduler.submit(wanted)))
+    scheduler.close()
+    assert answered == alone(engine, wanted)
+    engine.close()
 
 
 def test_cancelling_ends_the_answer_within_a_token(scheduler: Scheduler) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -96,6 +96,7 @@ class ScriptedEngine:
         state: BigramState,
         *,
         logits: Literal["all", "last"] = "last",
+        between_layers: Callable[[], None] | None = None,
     ) -> NDArray[np.float32]:
         assert state.position + len(tokens) <= state.max_tokens
         time.sleep(self.step_seconds)
