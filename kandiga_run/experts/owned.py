@@ -53,7 +53,8 @@ class OwnedStore:
         self._pools = {size: SlotPool(size, num_slots) for size, num_slots in shares.items()}
         self._ahead: ReadAhead | None = None
         self._guesses = Guesses(self.stats)
-        self._guessed: tuple[int, Sequence[int]] | None = None
+        # (layer, experts, how many of them) to be read once the disk has little else to do
+        self._next: tuple[int, Sequence[int], int | None] | None = None
         layers = sorted(container.layers)
         self._following = dict(pairwise(layers))
 
@@ -97,12 +98,13 @@ class OwnedStore:
         """
         fetch = SlotFetch(layer, self._pool(layer), self._reads, self.stats)
         ahead, self._ahead = self._ahead, None
+        self._next = None
         try:
             fetch.start(experts.tolist(), ahead)
-            yield Arrivals(fetch.batches(self._read_guessed))
+            yield Arrivals(fetch.batches(self._read_next))
         finally:
             fetch.finish()
-        self._read_guessed()
+        self._read_next()
 
     @property
     def wants_guesses(self) -> bool:
@@ -111,12 +113,16 @@ class OwnedStore:
 
     def guess(self, layer: int, experts: Sequence[int]) -> None:
         """Read some of the experts once little is left to read of this fetch."""
-        self._guessed = layer, experts
+        self._next = layer, experts, MOST_GUESSED
 
-    def _read_guessed(self) -> None:
-        if self._guessed is not None:
-            (layer, experts), self._guessed = self._guessed, None
-            self.read_ahead(layer, experts, MOST_GUESSED)
+    def _read_next(self) -> None:
+        if self._next is None:
+            return
+        layer, experts, most = self._next
+        if self._ahead is None:
+            self.read_ahead(layer, experts, most)
+        elif most is None:
+            self._ahead.start(experts)
 
     def read_ahead(self, layer: int, experts: Sequence[int], most: int | None = None) -> None:
         """Start reading experts that the next fetch will probably want, the surest first.
@@ -129,10 +135,10 @@ class OwnedStore:
         self._ahead.start(experts, most)
 
     def expect_most_of_next(self, layer: int) -> None:
-        """Start reading the layer after this one, as far as slots go."""
+        """Read the layer after this one, as slots become free."""
         following = self._following.get(layer)
         if following is not None:
-            self.read_ahead(following, range(len(self._blocks[following].offsets_bytes)))
+            self._next = following, range(len(self._blocks[following].offsets_bytes)), None
 
     def _drop_ahead(self) -> None:
         if self._ahead is not None:
@@ -146,7 +152,7 @@ class OwnedStore:
     def resize(self, budget_bytes: int) -> None:
         """Give slots back, or take more, so that all slots together fit the budget."""
         shares = divide_budget(self._classes, budget_bytes)
-        self._guessed = None
+        self._next = None
         self._drop_ahead()
         self._reads.drain()
         for size, num_slots in shares.items():

@@ -11,6 +11,11 @@ from kandiga_run.experts.store import Arrival
 
 # Blocks that keep a disk busy until the next ones have been asked for.
 _LITTLE = 2
+# Blocks from which on they are read one after the other: a chunk of a prompt, not some tokens.
+_LONG = 32
+# One slot of so many is not filled ahead: the first reads of a fetch go there while what is ready
+# is computed.
+_SHARE_FREE = 8
 
 
 class _Nobody:
@@ -37,21 +42,25 @@ class ReadAhead:
         self._held: set[Key] = set()
 
     def start(self, experts: Sequence[int], most: int | None = None) -> None:
-        """Start reading those of the experts that have no slot, into half of the slots at most.
+        """Start reading those of the experts that have no slot, as far as slots go.
 
-        most: of the experts, if not as many as there is room for.
+        most: of the experts, if not as many as there is room for. May be called again when there
+        is more room.
         """
         missing = [key for e in experts if not self._pool.has(key := (self.layer, e))]
-        room = min(self._reads.room_ahead, self._pool.num_slots // 2)
+        num_slots = self._pool.num_slots
+        most_held = num_slots - max(1, num_slots // _SHARE_FREE)
+        room = min(self._reads.room_ahead, most_held - len(self._held))
+        most_of_layer = most is None
         most = room if most is None else min(most, room)
         wanted = []
-        for key in missing[:most]:
+        for key in missing[: max(0, most)]:
             if not self._pool.take(key):
                 break
             self._held.add(key)
             wanted.append((key, self._pool.address(key), self._pool.buffer(key)))
         self._stats.experts_read_ahead += len(wanted)
-        self._reads.start(wanted, self)
+        self._reads.start(wanted, self, in_order=most_of_layer)
 
     def release(self, wanted: Collection[Key]) -> int:
         """Leave what is there to whoever comes, except `wanted`; return how many those are."""
@@ -84,6 +93,7 @@ class SlotFetch:
         self._ready: list[int] = []
         self._in_flight: set[int] = set()
         self._backlog: list[int] = []
+        self._is_long = False
         self._error: BaseException | None = None
 
     def start(self, wanted: list[int], ahead: ReadAhead | None) -> None:
@@ -108,7 +118,8 @@ class SlotFetch:
         self._stats.experts_read_ahead_used += num_ahead
         # Popped from the end, so that reads start in the order asked for.
         self._backlog = missing[::-1]
-        self._start_reads()
+        self._is_long = len(missing) > _LONG
+        self._start_reads(0)
 
     def batches(self, nearly_done: Callable[[], None]) -> Iterator[list[Arrival]]:
         """Yield what is there; asking for the next batch frees the slots of the one before.
@@ -124,13 +135,12 @@ class SlotFetch:
                     raise self._error
             else:
                 batch, self._ready[:most] = self._ready[:most], []
+                self._keep_disk_busy(len(batch), nearly_done)
                 try:
                     yield [(expert, self._pool.address((self._layer, expert))) for expert in batch]
                 finally:
                     self._unpin(batch)
-            self._start_reads()
-            if not self._backlog and len(self._in_flight) <= _LITTLE:
-                nearly_done()
+            self._keep_disk_busy(0, nearly_done)
 
     def arrived(self, key: Key, error: BaseException | None) -> None:
         """Take note of a block."""
@@ -151,9 +161,15 @@ class SlotFetch:
                 self._reads.hand_over(key, nobody)
         self._ready, self._in_flight, self._backlog = [], set(), []
 
-    def _start_reads(self) -> None:
+    def _keep_disk_busy(self, num_computed: int, nearly_done: Callable[[], None]) -> None:
+        """Start what may be started while a batch of `num_computed` experts is computed."""
+        self._start_reads(num_computed)
+        if not self._backlog and len(self._in_flight) <= _LITTLE + num_computed:
+            nearly_done()
+
+    def _start_reads(self, num_computed: int) -> None:
         wanted: list[tuple[Key, int, memoryview]] = []
-        room = self._reads.room
+        room = self._reads.room_beside(num_computed)
         while self._backlog and len(wanted) < room:
             key = (self._layer, self._backlog[-1])
             if not self._pool.take(key):
@@ -161,7 +177,7 @@ class SlotFetch:
             self._in_flight.add(self._backlog.pop())
             wanted.append((key, self._pool.address(key), self._pool.buffer(key)))
         if wanted:
-            self._reads.start(wanted, self)
+            self._reads.start(wanted, self, in_order=self._is_long)
 
     def _unpin(self, experts: list[int]) -> None:
         for expert in experts:

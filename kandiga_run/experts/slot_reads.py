@@ -1,7 +1,13 @@
 """Blocks on their way from disk into slots, and who waits for them.
 
-All reads of a store are under way in one `BlockReader`: a burst of them costs one system call, no
-thread has to wake up for each, and none of them takes the interpreter's lock from whoever computes.
+Reads go to one of two `BlockReader`s. A few at a time go to the kernel's queue: a burst of them
+costs one system call, no thread has to wake up for each, and none of them takes the interpreter's
+lock from whoever computes. A whole layer goes to threads that take one block after the other: the
+disk works on all that is in the kernel's queue at once, so 22 wanted blocks in front of 98 of the
+next layer were there together with the last of these, 40 ms late; and while a batch of 60 experts
+is computed nobody is there to fill a short queue again. (A prompt of 2048 tokens, 12 layers of a
+35B model, 231 slots, x86-64, 2 threads: 5.22 s with all of it in the queue, 4.71 s so.)
+
 The checksum of a block is compared as it arrives, by the thread that waits anyway, while the disk
 is busy with the next ones: 0.05 ms for a block that takes it 0.6 ms.
 """
@@ -19,8 +25,9 @@ from kandiga_run.engine.stats import RunStats
 from kandiga_run.experts.blocks import Blocks
 from kandiga_run.experts.slots import Key
 
-#: Reads under way at once. A disk is busy with two; what is more hides the time until somebody
-#: asks for the next ones, and takes slots that might stay in the caches.
+#: Reads under way at once, and one more for each block that is computed meanwhile. A disk is busy
+#: with two; what is more hides the time until somebody asks for the next ones, and takes slots
+#: that might stay in the caches.
 MOST_UNDER_WAY = 12
 # Where the kernel has no queue of its own, or must not use it. One O_DIRECT reader already
 # saturates a virtual NVMe disk; others gain up to four.
@@ -74,20 +81,21 @@ class SlotReads:
         self._files = files
         self._stats = stats
         use_queue = os.environ.get(_READER_VARIABLE) != "threads"
-        self._reader = BlockReader(num_readers, use_queue)
+        self._bursts = BlockReader(num_readers, use_queue)
+        self._stream = BlockReader(num_readers, use_queue=False) if use_queue else self._bursts
         self._reads: dict[Key, _Read] = {}
         self._keys: dict[int, Key] = {}
         self._last_tag = 0
 
-    @property
-    def room(self) -> int:
-        """Return how many reads may be started."""
-        return max(0, MOST_UNDER_WAY - len(self._reads))
+    def room_beside(self, num_computed: int) -> int:
+        """Return how many reads may be started while so many blocks are computed."""
+        most = min(MOST_UNDER_WAY + num_computed, self._stream.capacity)
+        return max(0, most - len(self._reads))
 
     @property
     def room_ahead(self) -> int:
         """Return how many reads may be started that nobody waits for yet."""
-        return self._reader.capacity - len(self._reads)
+        return self._stream.capacity - len(self._reads)
 
     def __len__(self) -> int:
         return len(self._reads)
@@ -95,8 +103,13 @@ class SlotReads:
     def __contains__(self, key: Key) -> bool:
         return key in self._reads
 
-    def start(self, wanted: Sequence[tuple[Key, int, memoryview]], waiting: Waiting) -> None:
-        """Read blocks, each (key, address, buffer of its size)."""
+    def start(
+        self, wanted: Sequence[tuple[Key, int, memoryview]], waiting: Waiting, *, in_order: bool
+    ) -> None:
+        """Read blocks, each (key, address, buffer of its size).
+
+        in_order: after all others of that kind, not all at once.
+        """
         descriptions = []
         for key, address, buffer in wanted:
             layer, expert = key
@@ -111,7 +124,7 @@ class SlotReads:
             self._stats.bytes_read += blocks.block_bytes
         self._stats.experts_read += len(descriptions)
         # What the system refuses to begin is read when somebody waits for it (`_read_lost`).
-        self._reader.start(descriptions)
+        (self._stream if in_order else self._bursts).start(descriptions)
 
     def hand_over(self, key: Key, waiting: Waiting) -> None:
         """Let somebody else wait for a block."""
@@ -119,18 +132,20 @@ class SlotReads:
 
     def wait(self) -> None:
         """Tell those waiting what has arrived, at least one block if any is being read."""
-        if not self._reader.under_way:
+        reader = self._bursts if self._bursts.under_way else self._stream
+        if not reader.under_way:
             self._read_lost()
             return
         started = time.perf_counter()
-        done = self._reader.wait()
+        done = reader.wait()
         self._stats.read_wait_seconds += time.perf_counter() - started
         self._take(done)
 
     def poll(self) -> None:
         """Tell those waiting what has arrived, if anything has."""
-        if self._reader.under_way:
-            self._take(self._reader.wait(0))
+        for reader in (self._bursts, self._stream):
+            if reader.under_way:
+                self._take(reader.wait(0))
 
     def drain(self) -> None:
         """Wait for everything that is being read."""
@@ -139,7 +154,8 @@ class SlotReads:
 
     def close(self) -> None:
         """Wait until nobody writes into slots any more."""
-        self._reader.close()
+        self._bursts.close()
+        self._stream.close()
         self._reads.clear()
 
     def _take(self, done: list[tuple[int, int]]) -> None:

@@ -97,7 +97,8 @@ class ExpertStore(Protocol):
     def expect_most_of_next(self, layer: int) -> None:
         """Take note that the layer after this one will want nearly all experts, and soon.
 
-        True of every chunk of a prompt in which each expert serves several tokens.
+        True of every chunk of a prompt in which each expert serves several tokens. Called during
+        a fetch.
         """
 
     @property

@@ -14,6 +14,7 @@ from formats import KexpError
 from formats.direct import DirectFile
 from kandiga_run.container import Model
 from kandiga_run.errors import RunError
+from kandiga_run.experts import slot_fetch
 from kandiga_run.experts.owned import OwnedStore, divide_budget, smallest_budget
 from kandiga_run.experts.pages import absent_bytes, address_of
 from kandiga_run.experts.slots import SlotPool
@@ -250,17 +251,41 @@ def test_what_was_read_ahead_is_not_read_again(model: Model) -> None:
 
 def test_reading_ahead_for_a_layer_that_does_not_come(model: Model) -> None:
     store = OwnedStore(model.container, 4 * model.container.layout(0).block_bytes)
-    store.read_ahead(1, [0, 1, 2, 3])  # as far as half of the slots
-    assert store.stats.experts_read == 2
+    store.read_ahead(1, [0, 1, 2, 3])  # all slots but one
+    assert store.stats.experts_read == 3
     everything = list(range(8))
     for layer in (0, 1):
         assert sorted(arrived(store, model.container, layer, everything)) == everything
     store.read_ahead(0, [1])
     store.resize(smallest_budget(model.container))
-    store.expect_most_of_next(0)
     assert sorted(arrived(store, model.container, 1, everything)) == everything
-    store.expect_most_of_next(1)  # the last layer
     store.read_ahead(0, [3])
+    store.close()
+
+
+@pytest.mark.parametrize("long", [1, 1000], ids=["in order", "at once"])
+@pytest.mark.parametrize("num_slots", [2, 6, 16])
+def test_most_of_the_next_layer_is_read_beside_this_one(
+    model: Model, num_slots: int, long: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slot_fetch, "_LONG", long)
+    store = OwnedStore(model.container, num_slots * model.container.layout(0).block_bytes)
+    everything = list(range(8))
+    for _ in range(3):
+        for layer in (0, 1):  # nothing follows layer 1
+            with store.fetch(layer, np.array(everything, np.int32)) as arrivals:
+                store.expect_most_of_next(layer)
+                assert sorted(expert for expert, _ in arrivals) == everything
+        assert sorted(arrived(store, model.container, 0, [7, 3])) == [3, 7]  # not what comes next
+    stats = store.stats
+    assert 0 < stats.experts_read_ahead_used == stats.experts_read_ahead
+    if num_slots == 16:
+        assert stats.experts_read == 16
+    with store.fetch(0, np.array([5], np.int32)) as arrivals:
+        store.expect_most_of_next(0)
+        list(arrivals)
+    assert sorted(arrived(store, model.container, 0, everything)) == everything
+    assert sorted(arrived(store, model.container, 1, everything)) == everything
     store.close()
 
 

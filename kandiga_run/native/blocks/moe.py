@@ -162,10 +162,10 @@ class MoE:
             # While the reads are in flight:
             self._compute_shared_expert(num_tokens)
             self._guess_next(num_tokens)
+            if assignment.order.size >= _CHOICES_AN_EXPERT * self._num_experts:
+                self._store.expect_most_of_next(self._layer)
             for batch in arrivals.batches():
                 compute_batch(self._layout, batch, assignment, x, results, self._workspace)
-        if assignment.order.size >= _CHOICES_AN_EXPERT * self._num_experts:
-            self._store.expect_most_of_next(self._layer)
 
     def _guess_next(self, num_tokens: int) -> None:
         look_ahead = self._look_ahead
