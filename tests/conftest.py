@@ -1,8 +1,16 @@
-"""What holds for every test."""
+"""What holds for every test, and the tiny models that most of them share."""
+
+from __future__ import annotations
 
 import os
 import signal
 import tempfile
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from packed import PackedModels
 
 
 def _stay(number: int, frame: object) -> None:
@@ -20,3 +28,11 @@ _own_files = tempfile.TemporaryDirectory(prefix="kandiga-tests-")
 for variable in ("XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
     os.environ[variable] = f"{_own_files.name}/{variable.lower()}"
 os.environ.pop("KANDIGA_MODEL", None)
+
+
+@pytest.fixture(scope="session")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> PackedModels:
+    """Return a maker of packed checkpoints that makes each one once."""
+    from packed import PackedModels  # here: it imports mlx-lm, which many files do without
+
+    return PackedModels(tmp_path_factory.mktemp("packed"))

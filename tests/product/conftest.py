@@ -10,12 +10,6 @@ from packed import Packed, PackedModels
 
 
 @pytest.fixture(scope="session")
-def packed(tmp_path_factory: pytest.TempPathFactory) -> PackedModels:
-    """Return a maker of packed checkpoints that makes each one once."""
-    return PackedModels(tmp_path_factory.mktemp("packed"))
-
-
-@pytest.fixture(scope="session")
 def tiny(packed: PackedModels) -> Packed:
     """A model whose weights are larger than its tokenizer."""
     sizes = {"hidden_size": 128, "moe_intermediate_size": 256}

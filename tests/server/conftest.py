@@ -17,12 +17,6 @@ CONTEXT_TOKENS = 2048
 
 
 @pytest.fixture(scope="session")
-def packed(tmp_path_factory: pytest.TempPathFactory) -> PackedModels:
-    """Return a maker of packed checkpoints that makes each one once."""
-    return PackedModels(tmp_path_factory.mktemp("packed"))
-
-
-@pytest.fixture(scope="session")
 def hybrid(packed: PackedModels) -> Packed:
     """Return a tiny model with attention and recurrent layers, as the models we are made for."""
     overrides = {"max_position_embeddings": CONTEXT_TOKENS}

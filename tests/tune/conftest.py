@@ -8,12 +8,6 @@ from packed import PackedModels
 
 
 @pytest.fixture(scope="session")
-def packed(tmp_path_factory: pytest.TempPathFactory) -> PackedModels:
-    """Return a maker of packed checkpoints that makes each one once."""
-    return PackedModels(tmp_path_factory.mktemp("packed"))
-
-
-@pytest.fixture(scope="session")
 def model(packed: PackedModels) -> Path:
     """Return a tiny container."""
     return packed("qwen3_5_moe").container
