@@ -24,6 +24,7 @@ chat/          a conversation, and the terminal it is held in
 api.py         the Python API: `load`, then `generate`, `stream`, `chat`
 scheduler/     many requests on one engine: answers together, prompts kept, clients in turn
 server/        HTTP: the APIs of OpenAI and Anthropic, and a page, on the scheduler
+machine/       what this machine is, and what it can do at best
 forecast/      what a model needs and how fast it will be; bench/, how fast it is
 setup/         a model from nothing; tune/, its fastest settings; doctor/, what is broken
 cli.py         the command; commands/, its verbs and their options

@@ -4,7 +4,6 @@ Every measurement runs in a process of its own, with nothing else in its memory 
 asked for, inside a control group. The process that was started measures the machine's ceilings,
 hands out the work and adds up.
 
-ceilings.py      what memory, disk and kernels can do at best
 page_cache.py    dropping a container from the page cache, filling it, and seeing what is there
 memory_group.py  the control group of a capped measurement
 request.py       what a measuring process is asked to do

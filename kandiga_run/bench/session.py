@@ -10,14 +10,6 @@ from typing import Any
 
 from kandiga_run.bench import page_cache
 from kandiga_run.bench.bounds import Ceilings
-from kandiga_run.bench.ceilings import (
-    DiskCeiling,
-    MemoryCeiling,
-    disk_ceiling,
-    kernel_ceiling,
-    memory_ceiling,
-)
-from kandiga_run.bench.machine import Machine, this_machine
 from kandiga_run.bench.memory_group import GroupUse, MemoryGroup, make_memory_group
 from kandiga_run.bench.process import Heard, Progress, run_request
 from kandiga_run.bench.request import Cache, Request
@@ -26,6 +18,14 @@ from kandiga_run.bench.subject import Subject, text_tokens
 from kandiga_run.engine.arithmetic import native_arithmetic
 from kandiga_run.errors import RunError
 from kandiga_run.experts.reader import DEFAULT_NUM_READERS
+from kandiga_run.machine.ceilings import (
+    DiskCeiling,
+    MemoryCeiling,
+    disk_ceiling,
+    kernel_ceiling,
+    memory_ceiling,
+)
+from kandiga_run.machine.facts import Machine, this_machine
 from kandiga_run.memory.use import available_bytes
 from kandiga_run.sizes import format_size
 

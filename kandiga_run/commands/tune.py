@@ -125,8 +125,8 @@ def _search(
     """Search, and print what was found, also when the search is interrupted."""
     import time
 
-    from kandiga_run.bench.machine import busy_share
     from kandiga_run.bench.session import BUSY_SHARE
+    from kandiga_run.machine.facts import busy_share
     from kandiga_run.tune.search import Search
     from kandiga_run.tune.summary import print_outcome, verdict
     from kandiga_run.tune.trial import Trials, room_for

@@ -7,9 +7,9 @@ import os
 import platform
 from collections.abc import Iterator
 
-from kandiga_run.bench.machine import cpu_name, huge_page_setting
 from kandiga_run.doctor.finding import Finding
 from kandiga_run.forecast.here import usable_memory_bytes
+from kandiga_run.machine.facts import cpu_name, huge_page_setting
 from kandiga_run.memory.use import available_bytes, memory_use, physical_bytes
 from kandiga_run.sizes import format_size
 

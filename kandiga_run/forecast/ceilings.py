@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from kandiga_run.bench.machine import busy_share, cpu_name
+from kandiga_run.machine.facts import busy_share, cpu_name
 from kandiga_run.user_files import cache_folder, read_json, write_json
 
 # Large enough that a disk's own cache is a small part of it, written in about a second.
@@ -90,8 +90,8 @@ def _parse(value: Any) -> MeasuredCeilings | None:
 
 
 def _measure(folder: Path, files: Sequence[Path]) -> MeasuredCeilings:
-    from kandiga_run.bench.ceilings import disk_ceiling, memory_ceiling
     from kandiga_run.experts.reader import DEFAULT_NUM_READERS
+    from kandiga_run.machine.ceilings import disk_ceiling, memory_ceiling
 
     busy = busy_share()
     memory = memory_ceiling()

@@ -19,8 +19,8 @@ from typing import Any
 
 from cython_kernels import available_isas, cpu_count
 from formats.reader import read_manifest
-from kandiga_run.bench.machine import cpu_name
 from kandiga_run.errors import RunError
+from kandiga_run.machine.facts import cpu_name
 from kandiga_run.memory.use import physical_bytes
 from kandiga_run.tune.settings import Settings
 from kandiga_run.user_files import config_folder, read_json, write_json

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from cython_kernels import READ_ORDERS, read_memory
-from kandiga_run.bench.ceilings import disk_ceiling, kernel_ceiling, memory_ceiling
+from kandiga_run.machine.ceilings import disk_ceiling, kernel_ceiling, memory_ceiling
 
 MIB = 1 << 20
 

@@ -1,4 +1,4 @@
-"""The machine and the programs a measurement was made with."""
+"""What this machine is, and the programs on it, as figures must be quoted with."""
 
 from __future__ import annotations
 
