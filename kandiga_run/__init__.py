@@ -39,7 +39,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kandiga_run.answers.completion import Completion, Usage
+    from kandiga_run.answers.completion import Completion
     from kandiga_run.answers.reply import Chunk
     from kandiga_run.answers.tool_calls import ToolCall
     from kandiga_run.api import Chat, LoadedModel, Settings, Stream, load
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from kandiga_run.generation.loop import Generation, generate
     from kandiga_run.generation.options import GenerateOptions
     from kandiga_run.generation.sampling import SamplingOptions
+    from kandiga_run.generation.usage import Usage
     from kandiga_run.tokenizer.prompts import Prompts
 
 __all__ = [
@@ -92,7 +93,7 @@ _MODULES = {
     "Stream": "api",
     "Token": "generation.answer",
     "ToolCall": "answers.tool_calls",
-    "Usage": "answers.completion",
+    "Usage": "generation.usage",
     "generate": "generation.loop",
     "load": "api",
     "load_engine": "engine",

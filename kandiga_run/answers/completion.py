@@ -7,17 +7,7 @@ from dataclasses import dataclass
 from kandiga_run.answers.reply import Reply, ReplyEnd
 from kandiga_run.answers.tool_calls import ToolCall
 from kandiga_run.generation.loop import GenerationStats
-
-
-@dataclass(frozen=True)
-class Usage:
-    """Tokens of one answer."""
-
-    #: of the prompt, those included that a kept state already held
-    prompt_tokens: int
-    cached_tokens: int
-    #: every token chosen, the one that ended the answer included
-    generated_tokens: int
+from kandiga_run.generation.usage import Usage
 
 
 @dataclass(frozen=True)

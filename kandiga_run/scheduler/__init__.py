@@ -10,7 +10,8 @@ status.py      figures
 """
 
 from kandiga_run.generation.answer import Token
-from kandiga_run.scheduler.events import Event, Failed, Finished, Prefilled, Queued, Usage
+from kandiga_run.generation.usage import Usage
+from kandiga_run.scheduler.events import Event, Failed, Finished, Prefilled, Queued
 from kandiga_run.scheduler.kept_prompts import CacheOptions
 from kandiga_run.scheduler.request import Closing, QueueFull, Request
 from kandiga_run.scheduler.scheduler import Scheduler

@@ -7,6 +7,7 @@ from typing import Literal
 
 from kandiga_run.generation.answer import FinishReason, Token
 from kandiga_run.generation.loop import GenerationStats
+from kandiga_run.generation.usage import Usage
 
 
 @dataclass(frozen=True)
@@ -23,17 +24,6 @@ class Prefilled:
 
     done: int
     total: int
-
-
-@dataclass(frozen=True)
-class Usage:
-    """Tokens of one request."""
-
-    prompt_tokens: int
-    #: those of the prompt that a kept state had seen already
-    cached_tokens: int
-    #: every sampled token, the one that ended the answer included
-    generated_tokens: int
 
 
 @dataclass(frozen=True)

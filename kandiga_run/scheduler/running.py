@@ -13,7 +13,8 @@ from kandiga_run.engine import State
 from kandiga_run.engine.stats import RunStats
 from kandiga_run.generation.answer import Answer
 from kandiga_run.generation.loop import GenerationStats
-from kandiga_run.scheduler.events import Failed, Finished, Prefilled, Usage
+from kandiga_run.generation.usage import Usage
+from kandiga_run.scheduler.events import Failed, Finished, Prefilled
 from kandiga_run.scheduler.ticket import Ticket
 
 

@@ -18,7 +18,8 @@ from time import perf_counter
 from kandiga_run.engine import Engine
 from kandiga_run.errors import RunError
 from kandiga_run.generation.loop import GenerationStats
-from kandiga_run.scheduler.events import Finished, Queued, Usage
+from kandiga_run.generation.usage import Usage
+from kandiga_run.scheduler.events import Finished, Queued
 from kandiga_run.scheduler.kept_prompts import CacheOptions, KeptPrompts
 from kandiga_run.scheduler.memory_fit import fit_memory
 from kandiga_run.scheduler.request import Closing, QueueFull, Request

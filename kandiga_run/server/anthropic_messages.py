@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from kandiga_run.answers.tool_calls import ToolCall
-from kandiga_run.scheduler import Usage
+from kandiga_run.generation.usage import Usage
 from kandiga_run.server.answering import count_chat_tokens, prepare_chat, submit
 from kandiga_run.server.anthropic_answer import (
     AnthropicMessage,

@@ -13,8 +13,8 @@ from kandiga_run.answers.parts import AnswerSplitter, Parts
 from kandiga_run.answers.tool_calls import ToolCall
 from kandiga_run.generation.answer import Token
 from kandiga_run.generation.options import GenerateOptions
+from kandiga_run.generation.usage import Usage
 from kandiga_run.scheduler import Failed, Finished, Prefilled, Ticket
-from kandiga_run.scheduler.events import Usage
 from kandiga_run.server.errors import ApiError
 from kandiga_run.server.forced_calls import ForcedCall
 from kandiga_run.terminal.failures import describe
