@@ -12,6 +12,16 @@ from typing import Any
 
 from kandiga_run.errors import RunError
 
+#: Spellings of the number of experts a token uses, by family.
+TOP_K_KEYS = (
+    "num_experts_per_tok",
+    "num_experts_per_token",
+    "moe_topk",
+    "moe_top_k",
+    "moe_k",
+    "top_k_experts",
+)
+
 
 class Config:
     """One level of config.json (the whole, or its text_config) with typed, checked reads."""

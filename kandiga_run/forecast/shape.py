@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from kandiga_run.config import Config
+from kandiga_run.config import TOP_K_KEYS, Config
 from kandiga_run.kv.choices import KVChoice
 
 _F32_BYTES = 4
@@ -181,19 +181,9 @@ def language_config(config: dict[str, Any]) -> Config:
     return whole
 
 
-_TOP_K_KEYS = (
-    "num_experts_per_tok",
-    "num_experts_per_token",
-    "moe_topk",
-    "moe_top_k",
-    "moe_k",
-    "top_k_experts",
-)
-
-
 def top_k_of(config: Config) -> int:
     """Return the experts a token uses. RunError when the config does not say."""
-    for key in _TOP_K_KEYS:
+    for key in TOP_K_KEYS:
         if key in config:
             return config.positive(key)
-    raise config.error(_TOP_K_KEYS[0], "the experts a token uses: is it a mixture of experts?")
+    raise config.error(TOP_K_KEYS[0], "the experts a token uses: is it a mixture of experts?")

@@ -1,21 +1,15 @@
-"""Where each family's config keeps the number of experts a token uses."""
+"""Changing how many experts a token uses.
+
+The model class reads the number from its config, so changing the config reaches whatever attribute
+the MoE block ends up with.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+from kandiga_run.config import TOP_K_KEYS
 from kandiga_run.errors import RunError
-
-#: Spellings in published configs. The model class reads its own from the config, so changing the
-#: config reaches whatever attribute the MoE block ends up with.
-TOP_K_KEYS = (
-    "num_experts_per_tok",
-    "num_experts_per_token",
-    "moe_topk",
-    "moe_top_k",
-    "moe_k",
-    "top_k_experts",
-)
 
 
 def top_k_override(config: dict[str, Any], top_k: int) -> dict[str, Any]:
