@@ -12,6 +12,7 @@ from kandiga_run.chat.plain_view import PlainView
 from kandiga_run.chat.views import ViewSettings
 from kandiga_run.engine import Engine, SavingEngine, State
 from kandiga_run.errors import RunError
+from kandiga_run.generation.kept_state import common_length
 from kandiga_run.generation.loop import GenerateOptions, Generation, generate
 from kandiga_run.kv.prompt_cache import saved_tokens
 from kandiga_run.terminal.output import Output
@@ -95,11 +96,7 @@ def _reused_state(
     room = max(num_tokens, saved_tokens(prompt_cache))
     state, seen = engine.load_state(prompt_cache, room)
     # One token of the prompt must be left to compute: its logits begin the answer.
-    common = 0
-    for ours, theirs in zip(prompt_tokens[:-1], seen, strict=False):
-        if ours != theirs:
-            break
-        common += 1
+    common = common_length(prompt_tokens[:-1], seen)
     if common < len(seen) and not state.can_trim:
         output.notice(f"{prompt_cache}: another prompt, and recurrent state cannot go back")
         return None, 0
