@@ -73,5 +73,11 @@ StopStrings = Annotated[
     list[Annotated[str, Field(min_length=1)]], Field(max_length=64), AfterValidator(_check_stop)
 ]
 
+
+def stop_strings(given: str | list[str] | None) -> tuple[str, ...]:
+    """Return the stop strings of a field that takes none, one or several."""
+    return (given,) if isinstance(given, str) else tuple(given or ())
+
+
 #: A JSON schema, or the arguments of a template: any JSON object.
 JsonObject = dict[str, Any]

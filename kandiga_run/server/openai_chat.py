@@ -14,6 +14,7 @@ from kandiga_run.answers.tool_calls import ToolCall as ParsedCall
 from kandiga_run.server.answering import ChatWanted, prepare_chat, submit
 from kandiga_run.server.disconnects import unless_disconnected
 from kandiga_run.server.errors import ApiError, as_api_error, openai_error
+from kandiga_run.server.fields import stop_strings
 from kandiga_run.server.identifiers import new_id
 from kandiga_run.server.logprobs import choice_logprobs
 from kandiga_run.server.openai_chat_answer import (
@@ -117,7 +118,7 @@ def _wanted(request: Request, body: ChatRequest) -> ChatWanted:
         tool_choice=choice,
         variables=variables,
         max_tokens=body.max_completion_tokens or body.max_tokens,
-        stop=body.stop_strings,
+        stop=stop_strings(body.stop),
         sampling=sampling_of(body),
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         num_answers=body.n or 1,

@@ -213,8 +213,3 @@ class ChatRequest(SamplingFields):
             if "audio" in (data.get("modalities") or ()) or data.get("audio") is not None:
                 raise PydanticCustomError("unsupported_field", "audio answers are not supported")
         return data
-
-    @property
-    def stop_strings(self) -> tuple[str, ...]:
-        """Return the stop strings, none or more."""
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())

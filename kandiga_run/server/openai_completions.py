@@ -14,6 +14,7 @@ from kandiga_run.generation.answer import Token
 from kandiga_run.server.answering import Prepared, Wanted, prepare_text, submit_all
 from kandiga_run.server.disconnects import unless_disconnected
 from kandiga_run.server.errors import as_api_error, openai_error
+from kandiga_run.server.fields import stop_strings
 from kandiga_run.server.identifiers import new_id
 from kandiga_run.server.logprobs import finite, unique_text
 from kandiga_run.server.openai_chat import (
@@ -59,7 +60,7 @@ async def create_completion(request: Request, body: CompletionRequest) -> Respon
 def _prepare(service: Service, body: CompletionRequest, client: str) -> list[Prepared]:
     wanted = Wanted(
         max_tokens=body.max_tokens or _DEFAULT_MAX_TOKENS,
-        stop=body.stop_strings,
+        stop=stop_strings(body.stop),
         sampling=sampling_of(body),
         logprobs=body.logprobs,
         num_answers=body.n or 1,

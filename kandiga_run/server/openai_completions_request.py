@@ -55,11 +55,6 @@ class CompletionRequest(SamplingFields):
         return data
 
     @property
-    def stop_strings(self) -> tuple[str, ...]:
-        """Return the stop strings, none or more."""
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-
-    @property
     def prompts(self) -> list[str | list[int]]:
         """Return the prompts, one or more, each text or tokens."""
         prompt: Any = self.prompt
