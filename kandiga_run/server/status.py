@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from kandiga_run.memory.use import memory_use
+from kandiga_run.scheduler import Status
 from kandiga_run.server.fields import Answer
 from kandiga_run.server.responses_documented import answers
 from kandiga_run.server.service import Service
@@ -81,6 +82,7 @@ async def health(request: Request) -> JSONResponse:
 async def status(request: Request) -> JSONResponse:
     """Describe model, queue and memory."""
     service = service_of(request)
+    now = service.scheduler.status()
     return JSONResponse(
         ServerStatus(
             model=service.settings.model,
@@ -88,8 +90,8 @@ async def status(request: Request) -> JSONResponse:
             has_chat_template=service.prompts.has_chat_template,
             uptime_seconds=int(time.time()) - service.started,
             engine=_engine(service),
-            queue=_queue(service),
-            memory=_memory(service),
+            queue=_queue(now),
+            memory=_memory(now),
         ).json_value()
     )
 
@@ -120,8 +122,7 @@ def _engine(service: Service) -> EngineStatus:
     )
 
 
-def _queue(service: Service) -> QueueStatus:
-    now = service.scheduler.status()
+def _queue(now: Status) -> QueueStatus:
     return QueueStatus(
         running=now.running,
         waiting=now.waiting,
@@ -133,8 +134,8 @@ def _queue(service: Service) -> QueueStatus:
     )
 
 
-def _memory(service: Service) -> MemoryStatus:
-    used, now = memory_use(), service.scheduler.status()
+def _memory(now: Status) -> MemoryStatus:
+    used = memory_use()
     return MemoryStatus(
         resident_bytes=used.resident_bytes,
         anonymous_bytes=used.anonymous_bytes,
