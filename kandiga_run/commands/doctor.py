@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kandiga_run.commands.options import Invocation, quiet_options
+from kandiga_run.commands.options import Invocation, json_option, measure_option, quiet_options
 from kandiga_run.terminal.exit_codes import HELP, ExitCode
 from kandiga_run.terminal.output import Output
 
@@ -38,9 +38,9 @@ It ends with 1 when something is broken; a warning is no failure.
     type=click.Path(path_type=Path),
     help="Where models are packed to.  [default: ~/.local/share/kandiga/models]",
 )
-@click.option("--measure", is_flag=True, help="Measure memory and disk again, about 5 seconds.")
+@measure_option
 @click.option("--no-speed", is_flag=True, help="Measure nothing.")
-@click.option("--json", "is_json", is_flag=True, help="Print one JSON object instead of text.")
+@json_option
 @quiet_options
 @click.pass_obj
 def doctor_command(

@@ -281,6 +281,14 @@ quiet_options = _options(
     ),
 )
 
+json_option = click.option(
+    "--json", "is_json", is_flag=True, help="Print one JSON object instead of text."
+)
+
+measure_option = click.option(
+    "--measure", is_flag=True, help="Measure memory and disk again, about 5 seconds."
+)
+
 output_options = _options(
     click.option("--stats", "shows_stats", is_flag=True, help="Print the figures to stderr."),
     quiet_options,

@@ -7,7 +7,13 @@ from pathlib import Path
 import click
 
 from kandiga_run.commands.model_argument import complete_model
-from kandiga_run.commands.options import Invocation, Size, quiet_options
+from kandiga_run.commands.options import (
+    Invocation,
+    Size,
+    json_option,
+    measure_option,
+    quiet_options,
+)
 from kandiga_run.kv.choices import KV_CHOICES, KVChoice
 from kandiga_run.terminal.exit_codes import HELP
 from kandiga_run.terminal.output import Output
@@ -52,9 +58,9 @@ Examples:
     type=click.Path(path_type=Path),
     help="Where the model would be packed to; its disk is the one that counts.",
 )
-@click.option("--measure", is_flag=True, help="Measure memory and disk again, about 5 seconds.")
+@measure_option
 @click.option("--no-speed", is_flag=True, help="Sizes only; nothing is measured.")
-@click.option("--json", "is_json", is_flag=True, help="Print one JSON object instead of text.")
+@json_option
 @quiet_options
 @click.pass_obj
 def plan_command(

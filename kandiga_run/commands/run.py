@@ -18,6 +18,7 @@ from kandiga_run.commands.opening import (
 from kandiga_run.commands.options import (
     Invocation,
     engine_options,
+    json_option,
     output_options,
     sampling_options,
 )
@@ -51,7 +52,7 @@ Examples:
 )
 @sampling_options
 @engine_options
-@click.option("--json", "is_json", is_flag=True, help="Print one JSON object instead of text.")
+@json_option
 @output_options
 @click.pass_obj
 def run_command(

@@ -6,7 +6,7 @@ import shlex
 
 import click
 
-from kandiga_run.commands.options import Invocation, quiet_options
+from kandiga_run.commands.options import Invocation, json_option, quiet_options
 from kandiga_run.errors import RunError
 from kandiga_run.terminal.exit_codes import HELP
 from kandiga_run.terminal.output import Output
@@ -23,7 +23,7 @@ Examples:
 {HELP}""",
 )
 @click.option("--yes", "-y", "runs", is_flag=True, help="Run the command.")
-@click.option("--json", "is_json", is_flag=True, help="Print one JSON object instead of text.")
+@json_option
 @quiet_options
 @click.pass_obj
 def update_command(invocation: Invocation, /, runs: bool, is_json: bool, quiet: bool) -> None:
