@@ -30,7 +30,7 @@ setup/         a model from nothing; tune/, its fastest settings; doctor/, what 
 cli.py         the command; commands/, its verbs and their options
 
 user_files.py, default_model.py and installer.py: where a user's own files are, the model that is
-taken when none is named, and how this package was installed.
+taken when none is named, and how this package was installed. background.py: work in a thread.
 """
 
 from __future__ import annotations

@@ -7,10 +7,9 @@ background, past the page cache, while the first tokens are computed.
 
 from __future__ import annotations
 
-import threading
-
 from formats import DenseCheck, KexpError, KexpSet
 from formats.buffers import Buffer
+from kandiga_run.background import BackgroundJob, GaveUp
 from kandiga_run.container.file_guard import advised
 from kandiga_run.engine import Check
 
@@ -21,9 +20,7 @@ class DenseWatch:
     def __init__(self, container: KexpSet, check: Check) -> None:
         self._container = container
         self._sum = None if check == "off" else DenseCheck(container)
-        self._thread: threading.Thread | None = None
-        self._outcome: BaseException | None = None
-        self._closing = False
+        self._rest: BackgroundJob | None = None
 
     def saw(self, offset_bytes: int, data: Buffer) -> None:
         """Take in what was read at an offset of the first shard. Threads may call this at once."""
@@ -33,37 +30,31 @@ class DenseWatch:
     def start_rest(self) -> None:
         """Begin to check what nobody has shown to `saw`."""
         if self._sum is not None:
-            self._thread = threading.Thread(target=self._finish, name="dense-check", daemon=True)
-            self._thread.start()
+            self._rest = BackgroundJob("dense-check", self._finish)
 
     def require(self) -> None:
         """Wait for the verdict; KexpError E_SECTION_CRC, E_IO or E_FILE_SIZE if it is bad.
 
         Called before logits are given out; after the first time it costs nothing.
         """
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        if self._outcome is not None:
-            raise self._outcome
+        if self._rest is not None:
+            self._rest.wait()
 
     def close(self) -> None:
         """Stop reading, whatever the verdict would have been. Closing twice is harmless."""
-        self._closing = True
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        if self._rest is not None:
+            self._rest.close()
 
-    def _finish(self) -> None:
+    def _finish(self, gave_up: GaveUp) -> None:
         assert self._sum is not None
-        try:
-            self._sum.finish(self._checkpoint)
-        except KexpError as error:
-            self._outcome = advised(error, self._container.path)
-        except BaseException as error:  # raised where somebody waits
-            self._outcome = error
-        self._sum = None
 
-    def _checkpoint(self) -> None:
-        if self._closing:
-            raise RuntimeError("the model was closed while its dense weights were checked")
+        def checkpoint() -> None:
+            if gave_up():
+                raise RuntimeError("the model was closed while its dense weights were checked")
+
+        try:
+            self._sum.finish(checkpoint)
+        except KexpError as error:
+            raise advised(error, self._container.path) from None
+        finally:
+            self._sum = None

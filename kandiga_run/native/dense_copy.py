@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from formats import DenseTensor, Shard
 from formats.direct import DIRECT_ALIGN, DirectFile
+from kandiga_run.background import GaveUp, never, unless
 from kandiga_run.container import Model
 from kandiga_run.engine.stats import RunStats
 from kandiga_run.experts.huge_memory import HugeMemory
@@ -29,7 +30,6 @@ from kandiga_run.experts.pages import (
     mincore_tells_the_truth,
 )
 from kandiga_run.experts.reader import Pending, ReaderPool
-from kandiga_run.native.dense_arrival import GaveUp, never, unless
 from kandiga_run.native.dense_pieces import pieces
 
 

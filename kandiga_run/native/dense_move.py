@@ -9,10 +9,10 @@ caller loads a tokenizer or waits for its user, and the matrices follow between 
 
 from __future__ import annotations
 
-import threading
 from contextlib import suppress
 
 from formats import KexpError
+from kandiga_run.background import BackgroundJob, GaveUp
 from kandiga_run.container import Model
 from kandiga_run.memory.use import available_bytes
 from kandiga_run.native.dense_copy import DenseCopy
@@ -29,8 +29,7 @@ class DenseMove:
         self._model = model
         self._weights = weights
         self._copy: DenseCopy | None = None
-        self._thread: threading.Thread | None = None
-        self._gave_up = threading.Event()
+        self._job: BackgroundJob | None = None
         self._is_filled = False
         #: whether the matrices read the copy
         self.is_taken = False
@@ -43,8 +42,7 @@ class DenseMove:
     def start(self) -> None:
         """Begin to copy; everything was shown to the model's dense watch."""
         self._copy = DenseCopy(self._model)
-        self._thread = threading.Thread(target=self._fill, name="dense-copy", daemon=True)
-        self._thread.start()
+        self._job = BackgroundJob("dense-copy", self._fill)
 
     def take(self) -> None:
         """Let the matrices read the copy if it is there. Not to be called while a kernel runs."""
@@ -57,18 +55,18 @@ class DenseMove:
 
     def wait(self) -> None:
         """Wait until `take` finds the copy, or there will be none."""
-        if self._thread is not None:
-            self._thread.join()
+        if self._job is not None:
+            self._job.wait()
 
     def close(self) -> None:
         """Stop copying; the model may be closed afterwards."""
-        self._gave_up.set()
-        self.wait()
+        if self._job is not None:
+            self._job.close()
 
-    def _fill(self) -> None:
+    def _fill(self, gave_up: GaveUp) -> None:
         assert self._copy is not None
         names = [name for _, parts in self._weights.matrices for name in parts]
         # A file that went bad after it was brought in: whoever needs its pages says so.
         with suppress(KexpError, OSError):
-            self._copy.fill_alone(names, self._gave_up.is_set)
-            self._is_filled = not self._gave_up.is_set()
+            self._copy.fill_alone(names, gave_up)
+            self._is_filled = not gave_up()

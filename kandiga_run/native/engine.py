@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cython_kernels import isa, set_num_threads
+from kandiga_run.background import BackgroundJob, GaveUp
 from kandiga_run.container import Model
 from kandiga_run.engine import PREFILL_CHUNK, EngineOptions, State
 from kandiga_run.engine.arithmetic import native_arithmetic
@@ -31,7 +32,6 @@ from kandiga_run.memory.use import memory_use
 from kandiga_run.native.architectures import ARCHITECTURES
 from kandiga_run.native.builder import Builder
 from kandiga_run.native.decoder import Decoder
-from kandiga_run.native.dense_arrival import DenseArrival, GaveUp
 from kandiga_run.native.dense_copy import DenseCopy
 from kandiga_run.native.dense_move import DenseMove
 from kandiga_run.native.logits import Logits
@@ -123,7 +123,8 @@ class NativeEngine:
         if before_bytes is not None:
             self._built_bytes = before_bytes + copied_bytes
         self._dense_move = DenseMove(model, weights)
-        self._dense = DenseArrival(partial(self._bring_in_dense, copy))
+        # Whoever opens a model reads its tokenizer meanwhile.
+        self._dense = BackgroundJob("dense-weights", partial(self._bring_in_dense, copy))
 
     def _bring_in_dense(self, copy: DenseCopy | None, gave_up: GaveUp) -> None:
         weights = self._weights

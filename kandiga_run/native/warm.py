@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from functools import partial
 
 from formats import DenseTensor, Shard
+from kandiga_run.background import GaveUp, never, unless
 from kandiga_run.container import Model
 from kandiga_run.container.dense_watch import DenseWatch
 from kandiga_run.engine.stats import RunStats
@@ -20,7 +21,6 @@ from kandiga_run.experts.pages import (
     read_without_readahead,
 )
 from kandiga_run.experts.reader import Pending, ReaderPool
-from kandiga_run.native.dense_arrival import GaveUp, never, unless
 from kandiga_run.native.dense_pieces import pieces
 
 _PIECE_BYTES = 8 << 20

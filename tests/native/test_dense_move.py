@@ -1,11 +1,16 @@
 """Dense weights beside mapped experts: copied in the background, the same numbers from there."""
 
+import time
+from collections.abc import Iterable
+
 import numpy as np
 import pytest
 
+from kandiga_run.background import GaveUp
 from kandiga_run.container import Model
 from kandiga_run.engine import load_engine
 from kandiga_run.native import dense_move
+from kandiga_run.native.dense_copy import DenseCopy
 from kandiga_run.native.dense_move import DenseMove
 from kandiga_run.native.engine import NativeEngine
 from kandiga_run.native.weights import Weights
@@ -46,7 +51,7 @@ def test_matrices_move_between_two_calls(packed: PackedModels) -> None:
     engine.close()
 
 
-def test_closing_ends_the_copying(packed: PackedModels) -> None:
+def test_closing_ends_the_copying(packed: PackedModels, monkeypatch: pytest.MonkeyPatch) -> None:
     model = Model.open(packed("mixtral").container)
     weights = Weights(model)
     name = "model.layers.0.self_attn.q_proj"
@@ -54,7 +59,14 @@ def test_closing_ends_the_copying(packed: PackedModels) -> None:
     matrix = weights.linear(name, tensor.shape[0], model.text_config.positive("hidden_size"))
     DenseMove(model, weights).close()  # never started
     move = DenseMove(model, weights)
-    move._gave_up.set()
+
+    def fill_when_given_up(self: DenseCopy, names: Iterable[str], gave_up: GaveUp) -> None:
+        while not gave_up():
+            time.sleep(0.001)
+        fill_alone(self, names, gave_up)
+
+    fill_alone = DenseCopy.fill_alone
+    monkeypatch.setattr(DenseCopy, "fill_alone", fill_when_given_up)
     move.start()
     move.close()
     move.take()

@@ -1,21 +1,21 @@
-"""Dense weights brought in by a thread, while whoever opened the model reads the tokenizer."""
+"""Work in a thread of its own, which somebody waits for or has no more need of."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
 
-#: Says that nobody needs the weights any more.
+#: Says that nobody needs the work any more.
 GaveUp = Callable[[], bool]
 
 
 def never() -> bool:
-    """Return False: the weights are needed."""
+    """Return False: the work is needed."""
     return False
 
 
 def unless(gave_up: GaveUp, job: Callable[[], None]) -> Callable[[], None]:
-    """Return a job that does nothing once nobody needs the weights any more."""
+    """Return a job that does nothing once nobody needs it any more."""
 
     def run() -> None:
         if not gave_up():
@@ -24,21 +24,24 @@ def unless(gave_up: GaveUp, job: Callable[[], None]) -> Callable[[], None]:
     return run
 
 
-class DenseArrival:
-    """Runs `bring_in` at once; nothing may be computed before `wait` has returned."""
+class BackgroundJob:
+    """Begins at once; what goes wrong is raised where somebody waits."""
 
-    def __init__(self, bring_in: Callable[[GaveUp], None]) -> None:
-        """bring_in: may return early once the function it is given says so."""
-        self._bring_in = bring_in
+    def __init__(self, name: str, work: Callable[[GaveUp], None]) -> None:
+        """Start a thread called `name`.
+
+        work: may end early once the function it is given says so.
+        """
+        self._work = work
         self._gave_up = threading.Event()
         self._outcome: BaseException | None = None
         self._thread: threading.Thread | None = threading.Thread(
-            target=self._run, name="dense-weights", daemon=True
+            target=self._run, name=name, daemon=True
         )
         self._thread.start()
 
     def wait(self) -> None:
-        """Wait until the weights are there; raise what went wrong, each time anew.
+        """Wait until the work is done; raise what went wrong, each time anew.
 
         After the first time it costs nothing.
         """
@@ -49,7 +52,7 @@ class DenseArrival:
             raise self._outcome
 
     def close(self) -> None:
-        """Stop bringing in, whatever became of it. Closing twice is harmless."""
+        """Give the work up, whatever became of it. Closing twice is harmless."""
         self._gave_up.set()
         if self._thread is not None:
             self._thread.join()
@@ -57,6 +60,6 @@ class DenseArrival:
 
     def _run(self) -> None:
         try:
-            self._bring_in(self._gave_up.is_set)
+            self._work(self._gave_up.is_set)
         except BaseException as error:  # raised where somebody waits
             self._outcome = error
