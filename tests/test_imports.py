@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -45,6 +46,17 @@ def test_rooms_import_only_what_they_may(room: str) -> None:
         if package in forbidden or package == "tests"
     ]
     assert not found, "\n".join(found)
+
+
+def test_a_package_names_no_file_that_it_has_not() -> None:
+    missing = [
+        f"{init.relative_to(ROOT)}: {name}"
+        for room in ROOMS
+        for init in sorted((ROOT / room).rglob("__init__.py"))
+        for name in re.findall(r"\b\w+\.py\b", ast.get_docstring(ast.parse(init.read_text())) or "")
+        if not (init.parent / name).is_file()
+    ]
+    assert not missing, "\n".join(missing)
 
 
 @pytest.mark.parametrize("package", ["formats", "cython_kernels", "kandiga_run", "kandiga_pack"])

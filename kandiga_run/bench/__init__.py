@@ -7,7 +7,8 @@ hands out the work and adds up.
 page_cache.py    dropping a container from the page cache, filling it, and seeing what is there
 memory_group.py  the control group of a capped measurement
 request.py       what a measuring process is asked to do
-child.py         that process; measure.py, start.py and depth.py are what it does
+child.py         that process; measure.py, measuring.py and depth.py are what it does
+subject.py       the model that is measured, and the tokens it is given
 process.py       starting it, and hearing what it says
 samples.py       single measurements, and several of the same thing
 bounds.py        how fast a measurement could have been

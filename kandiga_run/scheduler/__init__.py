@@ -1,12 +1,13 @@
 """Many requests on one engine.
 
-scheduler.py   the door: submit, status, close; its thread
-worker.py      rounds of that thread: prompts in chunks, answers together
-running.py     one sequence that has a place
-waiting.py     those that have none yet: clients take turns
-ticket.py      the client's end; events.py, what it is told; request.py, what it asked
-batching.py    one token further in several sequences, with any engine
-status.py      figures
+scheduler.py      the door: submit, status, close; its thread
+worker.py         rounds of that thread: prompts in chunks, answers together
+running.py        one sequence that has a place
+waiting.py        those that have none yet: clients take turns
+ticket.py         the client's end; events.py, what it is told; request.py, what it asked
+memory_fit.py     how many answers at once, within a memory budget
+prefix_cache.py   beginnings of prompts, chosen by kept_prompts.py; disk_pieces.py, those on disk
+status.py         figures
 """
 
 from kandiga_run.generation.answer import Token
