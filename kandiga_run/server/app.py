@@ -5,28 +5,22 @@ from __future__ import annotations
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from kandiga_run.server import (
-    anthropic_messages,
-    models,
-    openai_chat,
-    openai_completions,
-    openai_responses,
-    page,
-    status,
-)
+from kandiga_run.server import models, page, status
 from kandiga_run.server.access import ApiKey, LocalNamesOnly, is_loopback
+from kandiga_run.server.anthropic import messages
 from kandiga_run.server.document import document
 from kandiga_run.server.errors import handle_errors
 from kandiga_run.server.limits import BodyLimit
 from kandiga_run.server.metrics import CountRequests
+from kandiga_run.server.openai import chat, completions, responses
 from kandiga_run.server.request_ids import RequestIds
 from kandiga_run.server.service import Service
 
 _ROUTERS = (
-    openai_chat.router,
-    openai_completions.router,
-    openai_responses.router,
-    anthropic_messages.router,
+    chat.router,
+    completions.router,
+    responses.router,
+    messages.router,
     models.router,
     status.router,
     page.router,

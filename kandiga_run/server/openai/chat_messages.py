@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from kandiga_run.server.openai_chat_request import (
+from kandiga_run.server.openai.chat_request import (
     AssistantMessage,
     Content,
     Message,

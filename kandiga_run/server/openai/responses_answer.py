@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from kandiga_run.server.fields import Answer, JsonObject
-from kandiga_run.server.openai_chat_answer import TokenLogprob
+from kandiga_run.server.openai.chat_answer import TokenLogprob
 
 Status = Literal["in_progress", "completed", "incomplete", "failed"]
 

@@ -16,8 +16,7 @@ from kandiga_run.server.disconnects import unless_disconnected
 from kandiga_run.server.errors import ApiError, as_api_error, openai_error
 from kandiga_run.server.fields import stop_strings
 from kandiga_run.server.identifiers import new_id
-from kandiga_run.server.logprobs import choice_logprobs
-from kandiga_run.server.openai_chat_answer import (
+from kandiga_run.server.openai.chat_answer import (
     ChatChunk,
     ChatCompletion,
     ChatMessage,
@@ -32,8 +31,8 @@ from kandiga_run.server.openai_chat_answer import (
     ToolCallDelta,
     Usage,
 )
-from kandiga_run.server.openai_chat_messages import template_messages
-from kandiga_run.server.openai_chat_request import (
+from kandiga_run.server.openai.chat_messages import template_messages
+from kandiga_run.server.openai.chat_request import (
     ChatRequest,
     JsonObjectFormat,
     JsonSchemaFormat,
@@ -41,6 +40,7 @@ from kandiga_run.server.openai_chat_request import (
     ResponseFormat,
     SamplingFields,
 )
+from kandiga_run.server.openai.logprobs import choice_logprobs
 from kandiga_run.server.replies import End, Piece, Progress, Reply, Whole, merged, wholes
 from kandiga_run.server.responses_documented import answers
 from kandiga_run.server.service import Service

@@ -9,8 +9,8 @@ from typing import Any
 from kandiga_run.answers.tool_calls import ToolCall
 from kandiga_run.server.errors import as_api_error
 from kandiga_run.server.identifiers import new_id
-from kandiga_run.server.logprobs import token_logprob
-from kandiga_run.server.openai_responses_answer import (
+from kandiga_run.server.openai.logprobs import token_logprob
+from kandiga_run.server.openai.responses_answer import (
     IncompleteDetails,
     InputDetails,
     OutputDetails,
@@ -19,8 +19,8 @@ from kandiga_run.server.openai_responses_answer import (
     ResponseUsage,
     Status,
 )
-from kandiga_run.server.openai_responses_items import answer_message
-from kandiga_run.server.openai_responses_request import ResponsesRequest
+from kandiga_run.server.openai.responses_items import answer_message
+from kandiga_run.server.openai.responses_request import ResponsesRequest
 from kandiga_run.server.replies import End, Piece, Reply, Whole
 from kandiga_run.server.service import Service
 from kandiga_run.server.sse import encode_event

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kandiga_run.server.answering import ChatWanted
-from kandiga_run.server.anthropic_request import (
+from kandiga_run.server.anthropic.request import (
     AssistantMessage,
     CountRequest,
     Message,
@@ -18,7 +18,7 @@ from kandiga_run.server.anthropic_request import (
     UserMessage,
 )
 from kandiga_run.server.errors import ApiError
-from kandiga_run.server.openai_chat_messages import merge_leading_system
+from kandiga_run.server.openai.chat_messages import merge_leading_system
 
 
 def chat_wanted(body: CountRequest, **fields: Any) -> ChatWanted:

@@ -8,8 +8,8 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from kandiga_run.server.fields import Answer, Boolean, Integer, JsonObject, StopStrings
-from kandiga_run.server.openai_chat_answer import Usage
-from kandiga_run.server.openai_chat_request import ResponseFormat, SamplingFields, StreamOptions
+from kandiga_run.server.openai.chat_answer import Usage
+from kandiga_run.server.openai.chat_request import ResponseFormat, SamplingFields, StreamOptions
 
 TokenId = Annotated[Integer, Field(ge=0, lt=1 << 31)]
 

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, Response
 from kandiga_run.answers.tool_calls import ToolCall
 from kandiga_run.generation.usage import Usage
 from kandiga_run.server.answering import count_chat_tokens, prepare_chat, submit
-from kandiga_run.server.anthropic_answer import (
+from kandiga_run.server.anthropic.answer import (
     AnthropicMessage,
     MessageUsage,
     StopReason,
@@ -21,8 +21,8 @@ from kandiga_run.server.anthropic_answer import (
     TokenCount,
     ToolUse,
 )
-from kandiga_run.server.anthropic_conversion import chat_wanted
-from kandiga_run.server.anthropic_request import CountRequest, MessagesRequest
+from kandiga_run.server.anthropic.conversion import chat_wanted
+from kandiga_run.server.anthropic.request import CountRequest, MessagesRequest
 from kandiga_run.server.disconnects import unless_disconnected
 from kandiga_run.server.errors import anthropic_error, as_api_error
 from kandiga_run.server.identifiers import new_id

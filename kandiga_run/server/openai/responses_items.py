@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from kandiga_run.server.openai_chat_messages import called
-from kandiga_run.server.openai_responses_request import (
+from kandiga_run.server.openai.chat_messages import called
+from kandiga_run.server.openai.responses_request import (
     FunctionCallItem,
     FunctionCallOutputItem,
     Item,

@@ -16,19 +16,19 @@ from kandiga_run.server.disconnects import unless_disconnected
 from kandiga_run.server.errors import as_api_error, openai_error
 from kandiga_run.server.fields import stop_strings
 from kandiga_run.server.identifiers import new_id
-from kandiga_run.server.logprobs import finite, unique_text
-from kandiga_run.server.openai_chat import (
+from kandiga_run.server.openai.chat import (
     DONE,
     sampling_of,
     schema_of,
     usage_of_prompts,
 )
-from kandiga_run.server.openai_completions_request import (
+from kandiga_run.server.openai.completions_request import (
     Completion,
     CompletionChoice,
     CompletionLogprobs,
     CompletionRequest,
 )
+from kandiga_run.server.openai.logprobs import finite, unique_text
 from kandiga_run.server.replies import End, Piece, Reply, Whole, merged, wholes
 from kandiga_run.server.responses_documented import answers
 from kandiga_run.server.service import Service

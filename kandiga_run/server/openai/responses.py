@@ -12,16 +12,16 @@ from kandiga_run.server.answering import ChatWanted, prepare_chat, submit
 from kandiga_run.server.disconnects import unless_disconnected
 from kandiga_run.server.errors import ApiError
 from kandiga_run.server.fields import Answer
-from kandiga_run.server.openai_chat_messages import merge_leading_system
-from kandiga_run.server.openai_responses_answer import ResponseObject
-from kandiga_run.server.openai_responses_items import item_messages
-from kandiga_run.server.openai_responses_request import (
+from kandiga_run.server.openai.chat_messages import merge_leading_system
+from kandiga_run.server.openai.responses_answer import ResponseObject
+from kandiga_run.server.openai.responses_items import item_messages
+from kandiga_run.server.openai.responses_request import (
     NamedFunction,
     ObjectFormat,
     ResponsesRequest,
     SchemaFormat,
 )
-from kandiga_run.server.openai_responses_writer import ResponseWriter
+from kandiga_run.server.openai.responses_writer import ResponseWriter
 from kandiga_run.server.response_memory import Remembered
 from kandiga_run.server.responses_documented import answers
 from kandiga_run.server.service import Service

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kandiga_run.generation.answer import Token
-from kandiga_run.server.openai_chat_answer import ChoiceLogprobs, TokenLogprob, TopLogprob
+from kandiga_run.server.openai.chat_answer import ChoiceLogprobs, TokenLogprob, TopLogprob
 from kandiga_run.tokenizer.token_bytes import TokenBytes
 
 #: What stands for a probability of zero: JSON has no infinity.
