@@ -61,7 +61,7 @@ class TestTune:
         assert kept["measured"]["usual"] == result["usual"]
 
     def test_the_table_and_a_dry_run(self, model: Path) -> None:
-        done = start("tune", model, "--seconds", "3", "--dry-run", "--memory", "600MB")
+        done = start("tune", model, "--seconds", SECONDS, "--dry-run", "--memory", "600MB")
         assert done.returncode == ExitCode.OK, done.stderr
         assert "owned, 600 MB (usual)" in done.stdout
         # Which it is depends on the machine: a model this small may be fastest on one thread.
