@@ -16,6 +16,18 @@ _kernels.pyx, *.pxi            argument checks (ValueError: argument, seen, expe
 reference/                     every kernel in numpy float64, what the tests compare with
 """
 
+from importlib import import_module
+
+try:
+    import_module(f"{__name__}._kernels")
+except ModuleNotFoundError as _error:
+    if _error.name != f"{__name__}._kernels":
+        raise
+    raise ImportError(
+        f"{__name__}: the kernels are not built in {__path__[0]}; where an installed package is "
+        "meant, go to another folder than its source (Python looks in the current one first), "
+        "else build them with `make env`"
+    ) from _error
 from ._kernels import (
     READ_ORDERS,
     TIME_ATTENTION,

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import traceback
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import click
@@ -58,6 +59,9 @@ def run(arguments: list[str] | None = None) -> ExitCode:
         if state["debug"]:
             traceback.print_exception(error, file=sys.stderr)
         message, code = describe(error)
+        if isinstance(error, click.UsageError) and "--json" in (arguments or []):
+            # Options may not have been taken in when one of them is wrong.
+            state["output"] = replace(state["output"], json=True)
         state["output"].error(message, code)
         return code
     return ExitCode.OK

@@ -20,6 +20,7 @@ from kandiga_run.commands import COMMANDS
 from kandiga_run.commands.completion import COMPLETE_VARIABLES
 from kandiga_run.commands.model_argument import reads_like_a_prompt
 from kandiga_run.commands.options import Invocation
+from kandiga_run.commands.run import run_command
 from kandiga_run.terminal.exit_codes import HELP, ExitCode
 from kandiga_run.terminal.failures import describe
 from kandiga_run.terminal.output import PROGRAM, Output
@@ -54,6 +55,31 @@ _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 class _Group(click.Group):
     """Commands, and a sentence where a command could stand: a prompt for the default model."""
 
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order in which somebody new needs them."""
+        return [command.name or "" for command in COMMANDS]
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Take `--fast "Why?"` for `run --fast "Why?"`: options of `run` may stand before it."""
+        if args and not ctx.resilient_parsing and self._begins_with_option_of_run(ctx, args[0]):
+            self._check_no_command_follows(ctx, args)
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+    def _begins_with_option_of_run(self, ctx: click.Context, word: str) -> bool:
+        name = word.partition("=")[0]
+        own = {opt for each in self.get_params(ctx) for opt in each.opts}
+        return name not in own and name in {opt for each in run_command.params for opt in each.opts}
+
+    def _check_no_command_follows(self, ctx: click.Context, args: list[str]) -> None:
+        """UsageError for `--json chat`, whose meaning is plain but which no command takes so."""
+        parser = run_command.make_parser(click.Context(run_command, parent=ctx))
+        word = parser.parse_args(list(args))[0].get("model")
+        if word in self.commands:
+            raise click.UsageError(
+                f"options stand behind the command: {PROGRAM} {word} {args[0]}", ctx
+            )
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
@@ -66,7 +92,7 @@ class _Group(click.Group):
         return super().resolve_command(ctx, args)
 
     def _unknown(self, ctx: click.Context, word: str) -> str:
-        names = self.list_commands(ctx)
+        names = sorted(self.commands)
         near = get_close_matches(word.lower(), names, n=1)
         if near:
             return f"no command {word!r}: did you mean {near[0]!r}?"
@@ -101,15 +127,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if COMPLETE_VARIABLES[PROGRAM] in os.environ:
         return _complete()
     invocation = Invocation()
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         # Not click's own main: it would take Ctrl-C and a closed pipe for itself.
-        with cli.make_context(
-            PROGRAM, list(sys.argv[1:] if arguments is None else arguments), obj=invocation
-        ) as context:
+        with cli.make_context(PROGRAM, list(words), obj=invocation) as context:
             cli.invoke(context)
     except click.exceptions.Exit as exit_:
         return exit_.exit_code
     except click.ClickException as error:
+        # Options may not have been taken in when one of them is wrong.
+        invocation.output.is_json |= _asks_for_json(words)
         _print_usage_error(error, invocation.output)
         return ExitCode.USAGE
     except BrokenPipeError:
@@ -151,13 +178,22 @@ def _describe_bug(error: BaseException) -> str:
     return f"internal error: {what} (--debug shows where; please report it)"
 
 
+def _asks_for_json(words: Sequence[str]) -> bool:
+    """Whether a command line that could not be read wants JSON on stdout."""
+    if "--json" not in words:
+        return False
+    # That of bench names a file, - being stdout.
+    return words[0] != "bench" or words[words.index("--json") + 1 :][:1] == ["-"]
+
+
 def _print_usage_error(error: click.ClickException, output: Output) -> None:
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         click.echo(error.format_message(), file=output.stderr)
         return
     context = getattr(error, "ctx", None)
     command = context.command_path if context else PROGRAM
-    _tell(f"{error.format_message()} (see {command} --help)", ExitCode.USAGE, output)
+    message = error.format_message().removesuffix(".")
+    _tell(f"{message} (see {command} --help)", ExitCode.USAGE, output)
 
 
 def _silence_stdout() -> None:

@@ -23,7 +23,7 @@ EPILOG = epilog(
 )
 
 
-@click.command("convert", epilog=EPILOG)
+@click.command("convert", short_help="Pack a checkpoint into a container.", epilog=EPILOG)
 @click.argument("source")
 @click.argument("dest", type=click.Path(path_type=Path))
 @click.option("--revision", help="Branch, tag or commit of a Hub id.")

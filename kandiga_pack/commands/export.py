@@ -15,7 +15,7 @@ from kandiga_pack.output import Output
 EPILOG = epilog("kandiga-pack export qwen3-30b qwen3-30b-mlx")
 
 
-@click.command("export", epilog=EPILOG)
+@click.command("export", short_help="Write the checkpoint back.", epilog=EPILOG)
 @click.argument("path", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @output_options

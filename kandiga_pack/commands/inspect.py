@@ -17,7 +17,7 @@ EPILOG = epilog(
 )
 
 
-@click.command("inspect", epilog=EPILOG)
+@click.command("inspect", short_help="Show what is in a container.", epilog=EPILOG)
 @click.argument("path", type=click.Path(path_type=Path))
 @output_options
 def inspect_command(output: Output, path: Path) -> None:

@@ -17,7 +17,7 @@ EPILOG = epilog(
 )
 
 
-@click.command("publish", epilog=EPILOG)
+@click.command("publish", short_help="Upload a container to the Hub.", epilog=EPILOG)
 @click.argument("path", metavar="DEST", type=click.Path(path_type=Path))
 @click.argument("repository", metavar="USER/NAME")
 @click.option("--private", is_flag=True, help="Make the repository private.")

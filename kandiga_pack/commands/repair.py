@@ -18,7 +18,7 @@ EPILOG = epilog(
 )
 
 
-@click.command("repair", epilog=EPILOG)
+@click.command("repair", short_help="Rewrite just what is damaged.", epilog=EPILOG)
 @click.argument("path", metavar="DEST", type=click.Path(path_type=Path))
 @click.option(
     "--from",

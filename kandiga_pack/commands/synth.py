@@ -32,7 +32,12 @@ EPILOG = epilog(
 )
 
 
-@click.command("synth", help=HELP, epilog=EPILOG)
+@click.command(
+    "synth",
+    short_help="Write a model of some shape with made-up weights.",
+    help=HELP,
+    epilog=EPILOG,
+)
 @click.argument("model", metavar="PRESET|CONFIG")
 @click.argument("dest", type=click.Path(path_type=Path))
 @click.option("--layers", type=click.IntRange(min=1), help="Only the first so many layers.")

@@ -15,7 +15,7 @@ EPILOG = epilog(
 )
 
 
-@click.command("validate", epilog=EPILOG)
+@click.command("validate", short_help="Hold a set to the written format.", epilog=EPILOG)
 @click.argument("path")
 @click.option(
     "--level",

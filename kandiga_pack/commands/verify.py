@@ -21,7 +21,7 @@ EPILOG = epilog(
 )
 
 
-@click.command("verify", epilog=EPILOG)
+@click.command("verify", short_help="Check a container's bytes.", epilog=EPILOG)
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option(
     "--level",

@@ -20,7 +20,8 @@ from kandiga_run.bench.samples import Figure, add_sample, sample_from
 #: what is being measured, how many of its samples are taken, of how many
 Progress = Callable[[str, int, int], None]
 
-_COMMAND = (sys.executable, "-m", "kandiga_run.bench.child")
+# -P: in a clone whose package was installed elsewhere, the folder here holds no kernels.
+_COMMAND = (sys.executable, "-P", "-m", "kandiga_run.bench.child")
 
 
 @dataclass

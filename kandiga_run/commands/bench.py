@@ -34,6 +34,7 @@ _CURVE = ((512,), (0,), 3, 32, 15.0)
 
 @click.command(
     "bench",
+    short_help="Measure how fast a model runs here.",
     epilog=f"""\b
 Examples:
   kandiga-run bench ./model

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 @click.command(
     "chat",
+    short_help="Converse in the terminal.",
     epilog=f"""\b
 Examples:
   kandiga-run chat

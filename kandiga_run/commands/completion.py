@@ -16,6 +16,7 @@ COMPLETE_VARIABLES = {PROGRAM: "_KANDIGA_RUN_COMPLETE", "kandiga-pack": "_KANDIG
 
 @click.command(
     "completion",
+    short_help="Print what completes commands in a shell.",
     epilog=f"""\b
 Examples:
   eval "$(kandiga-run completion bash)"                              # in ~/.bashrc

@@ -22,6 +22,7 @@ _SCHEMA_VERSION = 1
 
 @click.command(
     "doctor",
+    short_help="Tell what this machine is, and what is broken.",
     epilog=f"""\b
 Examples:
   kandiga-run doctor

@@ -21,6 +21,7 @@ from kandiga_run.terminal.output import Output
 
 @click.command(
     "plan",
+    short_help="Tell what a model needs and how fast it will be.",
     epilog=f"""\b
 Examples:
   kandiga-run plan

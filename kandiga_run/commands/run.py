@@ -29,6 +29,7 @@ from kandiga_run.terminal.standard_input import decode_input
 
 @click.command(
     "run",
+    short_help="Answer one prompt.",
     epilog=f"""\b
 Examples:
   kandiga-run "What is the capital of France?"
@@ -78,7 +79,7 @@ def run_command(
     if raw and system:
         raise click.UsageError("--raw continues plain text: it has no place for --system")
     model, prompt = _model_and_prompt(model, prompt)
-    text = _prompt_text(prompt)
+    text = _prompt_text(prompt, is_raw=raw)
     output = invocation.output = Output(is_json=is_json, is_quiet=quiet)
     folder, prompts = open_tokenizer(model, choices, output)
     from kandiga_run.chat.one_shot import prompt_tokens, run_once
@@ -109,12 +110,14 @@ def _model_and_prompt(model: Path | None, prompt: str | None) -> tuple[Path, str
     return model or remembered_model(), prompt
 
 
-def _prompt_text(prompt: str | None) -> str:
+def _prompt_text(prompt: str | None, *, is_raw: bool) -> str:
     """Return the prompt from the command line or standard input."""
     if prompt is None and (sys.stdin is None or sys.stdin.isatty()):
         raise click.UsageError('no prompt: give one, like "Say hello", or pipe text in')
     if prompt is None or prompt == "-":
+        # What `echo` adds is no part of a question, and changes the answer of small models.
         prompt = decode_input(sys.stdin.buffer.read())
+        prompt = prompt if is_raw else prompt.removesuffix("\n").removesuffix("\r")
     elif any("\ud800" <= character <= "\udfff" for character in prompt):
         raise click.UsageError("the prompt is not UTF-8 text")
     if not prompt.strip():

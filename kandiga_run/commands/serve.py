@@ -27,6 +27,7 @@ _DEFAULT_CONTEXT = 32768
 
 @click.command(
     "serve",
+    short_help="Serve OpenAI's and Anthropic's APIs, and a page to chat.",
     epilog=f"""\b
 Examples:
   kandiga-run serve ./model

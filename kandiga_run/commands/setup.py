@@ -24,6 +24,7 @@ _CONTEXT_TOKENS = 8192
 
 @click.command(
     "setup",
+    short_help="Choose a model, bring it here, remember it.",
     epilog=f"""\b
 Examples:
   kandiga-run setup

@@ -22,6 +22,7 @@ _SECONDS = 300.0
 
 @click.command(
     "tune",
+    short_help="Find the fastest memory settings of a model here.",
     epilog=f"""\b
 Examples:
   kandiga-run tune ./model

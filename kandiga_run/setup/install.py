@@ -9,6 +9,7 @@ from formats.manifest import MANIFEST_NAME
 from formats.published import local_set
 from kandiga_run.default_model import default_model, remember_default_model
 from kandiga_run.errors import RunError
+from kandiga_run.installer import source_folder
 from kandiga_run.setup.packer import run_packer, run_step
 from kandiga_run.setup.target import Target
 from kandiga_run.terminal.output import Output
@@ -55,13 +56,19 @@ def prepare_demo(folder: Path, output: Output) -> Path:
 
     RunError where there is no source tree, which has the code for it. StepFailedError.
     """
-    root = Path(__file__).resolve().parents[2]
-    if not (root / "demo" / "prepare.py").is_file():
-        raise RunError(
-            "the demo's model is made by the source tree, and this is an installed package: clone "
-            "the repository and run `make demo`"
-        )
+    root = _source_tree()
     output.notice("making the demo's model: SmolLM2-135M as a mixture of 8 experts a layer")
     command = [sys.executable, "-m", "demo.prepare", "--work", str(folder)]
     run_step(command, messages=output.stderr, folder=root)
     return next(each for each in sorted(folder.glob("*-mlx")) if each.is_dir())
+
+
+def _source_tree() -> Path:
+    """Return the clone that this package lies in, or was installed from."""
+    for root in (Path(__file__).resolve().parents[2], source_folder()):
+        if root is not None and (root / "demo" / "prepare.py").is_file():
+            return root
+    raise RunError(
+        "the demo's model is made by the source tree, and this is an installed package: clone the "
+        "repository and run `make demo`"
+    )

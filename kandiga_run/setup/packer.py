@@ -25,7 +25,9 @@ class StepFailedError(Exception):
 def run_packer(*arguments: str, messages: TextIO, quiet: bool) -> None:
     """Run `kandiga-pack`; what it prints goes to `messages`. StepFailedError."""
     extra = ["--quiet"] if quiet else []
-    run_step([sys.executable, "-m", "kandiga_pack", *arguments, *extra], messages=messages)
+    # -P: not what happens to lie in the folder here.
+    command = [sys.executable, "-P", "-m", "kandiga_pack", *arguments, *extra]
+    run_step(command, messages=messages)
 
 
 def run_step(command: list[str], *, messages: TextIO, folder: Path | None = None) -> None:

@@ -29,7 +29,8 @@ def describe(error: BaseException) -> tuple[str, ExitCode] | None:
             return "; ".join(["interrupted", *notes]), ExitCode.INTERRUPTED
         case OSError():
             return _describe_os_error(error)
-        case ImportError() if str(error).startswith("KANDIGA_ISA"):  # as cython_kernels says it
+        # As cython_kernels says them.
+        case ImportError() if str(error).startswith(("KANDIGA_ISA", "cython_kernels:")):
             return str(error), ExitCode.FAILED
         case MemoryError():
             return "not enough memory; try a smaller --memory", ExitCode.FAILED

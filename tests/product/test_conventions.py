@@ -156,6 +156,39 @@ def test_errors_as_json(tiny: Packed, tmp_path: Path) -> None:
         assert done.stderr == f"{program.replace('_', '-')}: {told['error']}\n"
 
 
+@pytest.mark.parametrize(
+    ("program", "arguments"),
+    [
+        ("kandiga_run", ["run", "--json", "--bogus"]),
+        ("kandiga_run", ["serf", "--json"]),
+        ("kandiga_run", ["--json", "chat"]),
+        ("kandiga_run", ["bench", "m", "--json", "-", "--memory-cap", "2"]),
+        ("kandiga_pack", ["inspect", "--json", "--bogus"]),
+        ("kandiga_pack", ["convert", "--json"]),
+    ],
+)
+def test_a_wrong_command_line_as_json(program: str, arguments: list[str]) -> None:
+    """Also where the option had not been read when another was found to be wrong."""
+    done = start(sys.executable, "-m", program, *arguments)
+    told = json.loads(done.stdout)
+    assert (told["ok"], told["exit_code"]) == (False, ExitCode.USAGE)
+    assert done.stderr == f"{program.replace('_', '-')}: {told['error']}\n"
+
+
+@pytest.mark.parametrize("arguments", [["run", "--bogus"], ["bench", "--json", "f", "--bogus"]])
+def test_a_wrong_command_line_without_json(arguments: list[str]) -> None:
+    done = start(sys.executable, "-m", "kandiga_run", *arguments)
+    assert (done.stdout, done.returncode) == ("", ExitCode.USAGE)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_what_a_command_does_fits_into_its_line(program: str) -> None:
+    said = start(sys.executable, "-m", program.replace("-", "_"), "--help").stdout
+    lines = said.partition("Commands:\n")[2].partition("\n\n")[0].splitlines()
+    assert len(lines) == len(PROGRAMS[program].commands)
+    assert not [line for line in lines if line.endswith("...")]
+
+
 def test_quiet_and_verbose(tiny: Packed) -> None:
     short = ("run", str(tiny.container), "Hello", "--max-tokens", "3", "--temperature", "0")
     usual, quiet, verbose = (

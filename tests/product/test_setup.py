@@ -189,8 +189,24 @@ def test_the_demo_needs_the_source_tree(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(install, "__file__", str(tmp_path / "kandiga_run/setup/install.py"))
+    monkeypatch.setattr(install, "source_folder", lambda: None)
     with pytest.raises(RunError, match="clone the repository and run `make demo`"):
         install.prepare_demo(home, Output(is_quiet=True))
+
+
+def test_the_demo_of_a_package_that_was_installed_from_a_clone(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`pip install .` leaves the package elsewhere, and a record of the clone."""
+    asked: list[object] = []
+    (tmp_path / "clone" / "demo").mkdir(parents=True)
+    (tmp_path / "clone" / "demo" / "prepare.py").write_text("")
+    (home / "some-mlx").mkdir(parents=True)
+    monkeypatch.setattr(install, "__file__", str(tmp_path / "kandiga_run/setup/install.py"))
+    monkeypatch.setattr(install, "source_folder", lambda: tmp_path / "clone")
+    monkeypatch.setattr(install, "run_step", lambda command, **options: asked.append(options))
+    assert install.prepare_demo(home, Output(is_quiet=True)) == home / "some-mlx"
+    assert [options["folder"] for options in asked] == [tmp_path / "clone"]
 
 
 def forecasts(

@@ -68,9 +68,30 @@ def test_a_sentence_is_answered_by_the_default_model(home: Path, model: Path) ->
         done = start(*arguments, *SHORT)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["token_ids"] == named["token_ids"]
+    # Options may stand before it, and what echo adds to a piped one is no part of it.
+    for arguments, text in ((["Who are you?"], ""), (["-"], "Who are you?\n")):
+        done = start(*SHORT, *arguments, text=text)
+        assert json.loads(done.stdout)["token_ids"] == named["token_ids"]
+    done = start("--fast", "Who are you?", *SHORT)
+    assert json.loads(done.stdout)["stats"]["is_lossy"] is True
     piped = start("-", *SHORT, text="Who are you?")
     assert json.loads(piped.stdout)["token_ids"] == named["token_ids"]
     assert start("chat", text="Hello\n").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--json", "chat"], "options stand behind the command: kandiga-run chat --json"),
+        (["--memory", "2GB", "serve"], "kandiga-run serve --memory"),
+        (["--nonsense", "Who are you?"], "No such option '--nonsense'"),
+        (["--fast"], "no MODEL named"),
+    ],
+)
+def test_options_before_a_command(home: Path, arguments: list[str], line: str) -> None:
+    done = start(*arguments)
+    assert done.returncode == 2
+    assert line in done.stderr
 
 
 def test_the_variable_goes_first(home: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
