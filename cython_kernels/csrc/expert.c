@@ -187,16 +187,31 @@ static void run_waves(struct run* run, const uint64_t* addresses, size_t num_exp
         run_wave(run);
 }
 
-/* Whether kandiga_expert_few takes the call. */
+/* Whether kandiga_expert_few takes the call, in slices of at most KANDIGA_FEW_ROWS rows. */
 static int is_few(const struct kandiga_expert_layout* layout, size_t num_experts,
                   const int32_t* row_offsets) {
     int32_t most = 0;
     for (size_t j = 0; j < num_experts; j++)
         most =
             row_offsets[j + 1] - row_offsets[j] > most ? row_offsets[j + 1] - row_offsets[j] : most;
-    return most <= KANDIGA_FEW_TOKENS && num_experts <= KANDIGA_FEW_ROWS &&
-           row_offsets[num_experts] <= KANDIGA_FEW_ROWS &&
-           !kandiga_gemm_serves_expert(layout, (size_t)most);
+    return most <= KANDIGA_FEW_TOKENS && !kandiga_gemm_serves_expert(layout, (size_t)most);
+}
+
+static void run_few(const struct kandiga_expert_layout* layout, const uint64_t* addresses,
+                    size_t num_experts, const int32_t* row_offsets, const int32_t* rows,
+                    const float* x, float* out, float* scratch) {
+    const size_t hidden_size = layout->gate.matrix.in_features;
+    for (size_t begin = 0, end = 0; begin < num_experts; begin = end) {
+        const int32_t first = row_offsets[begin];
+        int32_t offsets[KANDIGA_FEW_ROWS + 1] = {0};
+        while (end < num_experts && end - begin < KANDIGA_FEW_ROWS &&
+               row_offsets[end + 1] - first <= KANDIGA_FEW_ROWS) {
+            end++;
+            offsets[end - begin] = row_offsets[end] - first;
+        }
+        kandiga_expert_few(layout, addresses + begin, end - begin, offsets, rows + first, x,
+                           out + (size_t)first * hidden_size, scratch);
+    }
 }
 
 static int serves_all(const struct kandiga_expert_layout* layout, size_t num_experts,
@@ -216,7 +231,9 @@ int kandiga_expert_mlp(const struct kandiga_expert_layout* layout, const uint64_
         return 0;
     float* aligned = (float*)(((uintptr_t)scratch + 63) & ~(uintptr_t)63);
     if (is_few(layout, num_experts, row_offsets)) {
-        kandiga_expert_few(layout, addresses, num_experts, row_offsets, rows, x, out, aligned);
+        kandiga_pool_hold();
+        run_few(layout, addresses, num_experts, row_offsets, rows, x, out, aligned);
+        kandiga_pool_release();
         return 0;
     }
     kandiga_pool_hold();

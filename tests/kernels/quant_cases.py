@@ -491,6 +491,7 @@ def _expert(
 def expert_cases(arithmetic: str) -> Iterator[Case]:
     rng = np.random.default_rng(11)
     same = [(4, 64)] * 3
+    many = [[(5 * j + i) % 16 for i in range(j % 8)] for j in range(40)]
     # id, hidden, intermediate, (bits, group size) of gate, up and down, scales, biases, tokens of
     # each expert
     table: list[tuple[str, int, int, Any, str, str | None, Any]] = [
@@ -507,6 +508,7 @@ def expert_cases(arithmetic: str) -> Iterator[Case]:
         ("5bit", 160, 96, [(5, 32)] * 3, "bf16", None, [[3], [1, 2]]),
         ("prefill", 64, 64, [(4, 32)] * 3, "bf16", None, [range(90), range(0, 90, 2), [5]]),
         ("waves", 64, 32, [(4, 32)] * 3, "bf16", None, [range(300), range(17), range(40, 300)]),
+        ("short-prompt", 64, 32, [(4, 32)] * 3, "bf16", None, many),
         ("few-of-many", 64, 32, [(8, 32)] * 3, "bf16", None, [[350, 2], [7]]),
     ]
     for id, hidden_size, intermediate, formats, dtype, bias_dtype, tokens in table:
