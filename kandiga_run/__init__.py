@@ -21,7 +21,7 @@ generation/    tokens out of an engine: the loop, sampling, where an answer ends
 answers/       what an answer's text means: reasoning, content, calls of tools; constraints
 terminal/      what commands share with the shell: streams, failures, exit codes
 chat/          a conversation, and the terminal it is held in
-api.py         the Python API: `load`, then `generate`, `stream`, `chat`
+api/           the Python API: `load`, then `generate`, `stream`, `chat`
 scheduler/     many requests on one engine: answers together, prompts kept, clients in turn
 server/        HTTP: the APIs of OpenAI and Anthropic, and a page, on the scheduler
 machine/       what this machine is, and what it can do at best

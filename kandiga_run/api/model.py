@@ -1,33 +1,23 @@
-"""The Python API: load a model, ask it, read the answer.
-
-import kandiga_run as kr
-
-with kr.load("qwen3-30b", memory="4GB") as model:
-    print(model.generate("What is the capital of France?"))
-"""
+"""A loaded model, and conversations with it."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 from formats.published import local_set
-from kandiga_run.answers.completion import Completion, completion_of
-from kandiga_run.answers.constraint import Grammars
+from kandiga_run.answers.completion import Completion
 from kandiga_run.answers.parts import AnswerFormat
-from kandiga_run.answers.reply import Chunk, Reply
-from kandiga_run.answers.tool_calls import Tools
+from kandiga_run.api.settings import Constraints, Settings, options_of
+from kandiga_run.api.stream import RawText, Source, Stream, Turn
 from kandiga_run.chat.conversation import Conversation
 from kandiga_run.default_model import default_model
 from kandiga_run.engine import Check, Engine, EngineName, load_engine
 from kandiga_run.engine.arithmetic import ArithmeticChoice
 from kandiga_run.errors import RunError
-from kandiga_run.generation.answer import TokenMask
 from kandiga_run.generation.kept_state import MARKS_BYTES, KeptState
-from kandiga_run.generation.loop import Progress, generate
-from kandiga_run.generation.model_defaults import sampling_for
 from kandiga_run.generation.options import GenerateOptions
 from kandiga_run.kv.choices import KVChoice
 from kandiga_run.sizes import format_size, parse_size
@@ -36,57 +26,6 @@ from kandiga_run.tokenizer.prompts import Prompts
 
 #: Tokens of prompt and answer together, where the caller does not say: a modest KV cache.
 _CONTEXT_TOKENS = 8192
-
-
-class Settings(TypedDict, total=False):
-    """How to answer; what is left out is as the model's makers recommend, else greedy.
-
-    max_tokens: longest answer, 1024 by default.
-    temperature, top_k, top_p, min_p, seed: how tokens are drawn; temperature 0 is greedy.
-    repetition_penalty: above 1 makes tokens of prompt and answer less probable.
-    presence_penalty, frequency_penalty: the same of the answer alone, as OpenAI's API has them.
-    logit_bias: added to the logits of single tokens, by id.
-    stop: texts that end the answer.
-    think: ask the chat template for reasoning, or for none.
-    tools: definitions as OpenAI's API takes them; calls stand in `Completion.tool_calls`.
-    json_schema, regex, choices, grammar: hold the answer to JSON that fits a schema, to what a
-        regular expression matches, to one of some texts, to a grammar in Lark's syntax. One of
-        these at most; reasoning before the answer is free.
-    on_progress: called with (tokens done, tokens in all) while the prompt is read.
-    """
-
-    max_tokens: int
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    seed: int
-    repetition_penalty: float
-    presence_penalty: float
-    frequency_penalty: float
-    logit_bias: dict[int, float]
-    stop: Sequence[str]
-    think: bool
-    tools: Tools
-    json_schema: dict[str, Any]
-    regex: str
-    choices: Sequence[str]
-    grammar: str
-    on_progress: Progress
-
-
-_SAMPLING = (
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "logit_bias",
-    "seed",
-)
-_CONSTRAINTS = ("json_schema", "regex", "choices", "grammar")
 
 
 def load(
@@ -162,7 +101,7 @@ class LoadedModel:
         marks_bytes = MARKS_BYTES if memory_bytes is None else 0
         self._kept = KeptState(engine, context_tokens, marks_bytes=marks_bytes)
         self._format = AnswerFormat.of(prompts)
-        self._grammars: Grammars | None = None
+        self._constraints = Constraints(prompts, engine.vocab_size)
         self._current: Stream | None = None
 
     def generate(
@@ -197,7 +136,19 @@ class LoadedModel:
         if raw:
             if system or not isinstance(prompt, str):
                 raise RunError("raw continues one plain text: it takes neither messages nor system")
-            return self._begin(_RawText(self, prompt, settings))
+            for name in ("tools", "think"):
+                if name in settings:
+                    raise RunError(f"raw continues plain text: it takes no {name}")
+            source = RawText(
+                self.engine,
+                self.prompts,
+                self._kept,
+                prompt,
+                self._options(settings),
+                on_progress=settings.get("on_progress"),
+                mask=self._constraints.mask(settings),
+            )
+            return self._begin(source)
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         if messages and messages[-1].get("role") == "assistant":
             raise RunError("the last message is the assistant's own: there is nothing to answer")
@@ -236,47 +187,14 @@ class LoadedModel:
             f"{lossy if stats.has_fewer_experts else ''}>"
         )
 
-    def _begin(self, source: _Source) -> Stream:
+    def _begin(self, source: Source) -> Stream:
         if self._current:
             self._current.close()
         self._current = Stream(source)
         return self._current
 
     def _options(self, settings: Settings) -> GenerateOptions:
-        unknown = set(settings) - Settings.__optional_keys__
-        if unknown:
-            raise RunError(
-                f"no such setting: {', '.join(sorted(unknown))}; there are "
-                f"{', '.join(sorted(Settings.__optional_keys__))}"
-            )
-        chosen: dict[str, Any] = {name: settings.get(name) for name in _SAMPLING}
-        stop = settings.get("stop", ())
-        return GenerateOptions(
-            max_tokens=settings.get("max_tokens", 1024),
-            stop=(stop,) if isinstance(stop, str) else tuple(stop),
-            stop_token_ids=self.prompts.stop_token_ids,
-            sampling=sampling_for(self.prompts.generation_config, chosen),
-            context_length=self.context_tokens,
-        )
-
-    def _constraint(self, settings: Settings) -> TokenMask | None:
-        wanted = [name for name in _CONSTRAINTS if settings.get(name) is not None]
-        if len(wanted) > 1:
-            raise RunError(f"{' and '.join(wanted)} both constrain the answer: give one of them")
-        if not wanted:
-            return None
-        if self._grammars is None:
-            self._grammars = Grammars(
-                self.prompts.tokenizer, self.engine.vocab_size, self.prompts.stop_token_ids
-            )
-        grammars, kind = self._grammars, wanted[0]
-        if kind == "json_schema":
-            return grammars.json_schema(settings["json_schema"])
-        if kind == "regex":
-            return grammars.regex(settings["regex"])
-        if kind == "choices":
-            return grammars.choice(settings["choices"])
-        return grammars.grammar(settings["grammar"])
+        return options_of(settings, self.prompts, self.context_tokens)
 
 
 class Chat:
@@ -320,7 +238,7 @@ class Chat:
 
     def stream(self, text: str, **settings: Unpack[Settings]) -> Stream:
         """Return the answer to a message as an iterator of chunks."""
-        return self._model._begin(_Turn(self, text, settings))
+        return self._begin(text, settings)
 
     def answer(self, **settings: Unpack[Settings]) -> Completion:
         """Return an answer to the messages as they stand.
@@ -332,7 +250,7 @@ class Chat:
 
     def stream_answer(self, **settings: Unpack[Settings]) -> Stream:
         """Return what `answer` does as an iterator of chunks."""
-        return self._model._begin(_Turn(self, None, settings))
+        return self._begin(None, settings)
 
     def undo(self) -> str | None:
         """Take back the last message and its answer; return the message."""
@@ -345,123 +263,11 @@ class Chat:
     def __repr__(self) -> str:
         return f"<Chat with {self._model.name!r}: {len(self.messages)} messages>"
 
-
-class Stream(Iterator[Chunk]):
-    """An answer as it comes: iterate for chunks, `close` to stop it; `completion` is the whole."""
-
-    def __init__(self, source: _Source) -> None:
-        self._source = source
-        self._chunks = source.chunks()
-
-    @property
-    def completion(self) -> Completion:
-        """Return the answer so far. Raises RunError before the first chunk."""
-        reply = self._source.reply
-        if reply is None:
-            raise RunError("the answer has not begun")
-        return completion_of(reply)
-
-    def run(self) -> Completion:
-        """Generate to the end; return the whole answer."""
-        for _ in self:
-            pass
-        return self.completion
-
-    def __next__(self) -> Chunk:
-        """Return the next chunk; computing it takes as long as the model takes."""
-        return next(self._chunks)
-
-    def close(self) -> None:
-        """Stop the answer; what there is stays."""
-        self._chunks.close()
-
-    def __enter__(self) -> Stream:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-class _Source:
-    """What makes the chunks of a stream."""
-
-    reply: Reply | None = None
-
-    def chunks(self) -> Generator[Chunk, None, None]:
-        raise NotImplementedError
-
-
-class _Turn(_Source):
-    """The next answer of a conversation."""
-
-    def __init__(self, chat: Chat, text: str | None, settings: Settings) -> None:
-        self._talk, model = chat._talk, chat._model
-        self._text = text
-        both: Settings = {**chat._settings, **settings}
-        self._options = model._options(both)
-        self._mask = model._constraint(both)
-        self._tools = both.get("tools")
-        self._variables = {} if "think" not in both else {"enable_thinking": both["think"]}
-        self._on_progress = both.get("on_progress")
-
-    def chunks(self) -> Generator[Chunk, None, None]:
-        talk = self._talk
-        talk.options, talk.tools, talk.variables = self._options, self._tools, self._variables
-        if self._text is None:
-            chunks = talk.reply_again(on_progress=self._on_progress, mask=self._mask)
-        else:
-            chunks = talk.reply(self._text, on_progress=self._on_progress, mask=self._mask)
-        try:
-            for chunk in chunks:
-                self.reply = talk.last_reply
-                yield chunk
-        finally:
-            chunks.close()
-
-
-class _RawText(_Source):
-    """The continuation of a plain text, with a state of its own kept from text to text."""
-
-    def __init__(self, model: LoadedModel, text: str, settings: Settings) -> None:
-        for name in ("tools", "think"):
-            if name in settings:
-                raise RunError(f"raw continues plain text: it takes no {name}")
-        self._model, self._text = model, text
-        self._options = model._options(settings)
-        self._mask = model._constraint(settings)
-        self._on_progress = settings.get("on_progress")
-
-    def chunks(self) -> Generator[Chunk, None, None]:
+    def _begin(self, text: str | None, settings: Settings) -> Stream:
         model = self._model
-        tokens = model.prompts.encode_raw(self._text)
-        state = model._kept.fit(tokens)
-        seen = list(model._kept.seen)
-        generation = generate(
-            model.engine,
-            tokens[len(seen) :],
-            self._options,
-            detokenizer=model.prompts.detokenizer(),
-            state=state,
-            history=seen,
-            on_progress=self._on_progress,
-            mask=self._mask,
-        )
-        self.reply = Reply(generation, AnswerFormat.plain().splitter(""))
-        try:
-            yield from self.reply
-        except GeneratorExit:
-            raise
-        except BaseException:
-            model._kept.drop()
-            raise
-        finally:
-            self.reply.close()
-            model._kept.note([*tokens, *generation.token_ids])
+        both: Settings = {**self._settings, **settings}
+        options, mask = model._options(both), model._constraints.mask(both)
+        return model._begin(Turn(self._talk, text, both, options, mask))
 
 
 def _default_model() -> str:
