@@ -8,15 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kandiga_run.commands.engine_options import engine_options, tuned_arguments
 from kandiga_run.commands.model_argument import model_argument
-from kandiga_run.commands.options import (
-    Counts,
-    Invocation,
-    Sizes,
-    engine_options,
-    quiet_options,
-    tuned_arguments,
-)
+from kandiga_run.commands.options import Invocation, quiet_options
+from kandiga_run.commands.values import Counts, Sizes
 from kandiga_run.errors import RunError
 from kandiga_run.terminal.exit_codes import HELP
 from kandiga_run.terminal.output import Output

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kandiga_run.commands.engine_options import engine_options
 from kandiga_run.commands.model_argument import model_argument
 from kandiga_run.commands.opening import (
     generate_options,
@@ -15,12 +16,7 @@ from kandiga_run.commands.opening import (
     open_tokenizer,
     template_variables,
 )
-from kandiga_run.commands.options import (
-    Invocation,
-    engine_options,
-    output_options,
-    sampling_options,
-)
+from kandiga_run.commands.options import Invocation, output_options, sampling_options
 from kandiga_run.terminal.exit_codes import HELP
 from kandiga_run.terminal.output import Output
 

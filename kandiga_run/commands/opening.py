@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kandiga_run.commands.options import engine_arguments, tuned_arguments
+from kandiga_run.commands.engine_options import engine_arguments, tuned_arguments
 from kandiga_run.terminal.output import Output
 
 if TYPE_CHECKING:

@@ -7,13 +7,8 @@ from pathlib import Path
 import click
 
 from kandiga_run.commands.model_argument import complete_model
-from kandiga_run.commands.options import (
-    Invocation,
-    Size,
-    json_option,
-    measure_option,
-    quiet_options,
-)
+from kandiga_run.commands.options import Invocation, json_option, measure_option, quiet_options
+from kandiga_run.commands.values import Size
 from kandiga_run.kv.choices import KV_CHOICES, KVChoice
 from kandiga_run.terminal.exit_codes import HELP
 from kandiga_run.terminal.output import Output

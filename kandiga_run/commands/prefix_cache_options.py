@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from kandiga_run.commands.options import Size
+from kandiga_run.commands.options import together
+from kandiga_run.commands.values import Size
 
 if TYPE_CHECKING:
     from kandiga_run.scheduler import CacheOptions
-
-_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 class _SizeOrNone(Size):
@@ -22,26 +20,7 @@ class _SizeOrNone(Size):
         return 0 if value == "0" else super().convert(value, param, ctx)
 
 
-def prefix_cache_options(command: _Command) -> _Command:
-    """Add the options to a command; `prefix_cache` takes their values."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
-
-
-def prefix_cache(choices: dict[str, Any]) -> CacheOptions:
-    """Return what was chosen."""
-    from kandiga_run.scheduler import CacheOptions
-
-    return CacheOptions(
-        capacity_bytes=choices["prefix_cache_bytes"],
-        folder=choices["prefix_cache_folder"],
-        folder_bytes=choices["prefix_cache_folder_bytes"],
-        whole_turns=choices["whole_turns"],
-    )
-
-
-_OPTIONS = (
+prefix_cache_options = together(
     click.option(
         "--prefix-cache",
         "prefix_cache_bytes",
@@ -72,3 +51,15 @@ _OPTIONS = (
         "differ by rounding from the one to the same conversation read from its start.",
     ),
 )
+
+
+def prefix_cache(choices: dict[str, Any]) -> CacheOptions:
+    """Return what was chosen."""
+    from kandiga_run.scheduler import CacheOptions
+
+    return CacheOptions(
+        capacity_bytes=choices["prefix_cache_bytes"],
+        folder=choices["prefix_cache_folder"],
+        folder_bytes=choices["prefix_cache_folder_bytes"],
+        whole_turns=choices["whole_turns"],
+    )

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from kandiga_run.commands.engine_options import engine_options
 from kandiga_run.commands.model_argument import reads_like_a_prompt, remembered_model
 from kandiga_run.commands.opening import (
     generate_options,
@@ -15,13 +16,7 @@ from kandiga_run.commands.opening import (
     open_tokenizer,
     template_variables,
 )
-from kandiga_run.commands.options import (
-    Invocation,
-    engine_options,
-    json_option,
-    output_options,
-    sampling_options,
-)
+from kandiga_run.commands.options import Invocation, json_option, output_options, sampling_options
 from kandiga_run.terminal.exit_codes import HELP
 from kandiga_run.terminal.output import Output
 from kandiga_run.terminal.standard_input import decode_input

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kandiga_run.commands.engine_options import engine_options
 from kandiga_run.commands.model_argument import model_argument
 from kandiga_run.commands.opening import open_engine, open_tokenizer
-from kandiga_run.commands.options import Invocation, Size, engine_options, quiet_options
+from kandiga_run.commands.options import Invocation, quiet_options
 from kandiga_run.commands.prefix_cache_options import prefix_cache, prefix_cache_options
+from kandiga_run.commands.values import Size
 from kandiga_run.errors import RunError
 from kandiga_run.terminal.exit_codes import HELP
 from kandiga_run.terminal.output import Output

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kandiga_run.commands.model_argument import model_argument
-from kandiga_run.commands.options import Invocation, Size, quiet_options
+from kandiga_run.commands.options import Invocation, quiet_options
+from kandiga_run.commands.values import Size
 from kandiga_run.errors import RunError
 from kandiga_run.terminal.exit_codes import HELP
 from kandiga_run.terminal.output import Output
