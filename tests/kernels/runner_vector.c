@@ -1,4 +1,4 @@
-/* The vector kernels' operations of the runner; vector_cases.py makes their cases. */
+/* The vector kernels' operations of the runner; vector_arguments.py makes their cases. */
 #include "runner.h"
 #include "vector.h"
 #include <stdio.h>

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import cython_kernels as ck
-from kernels.vector_cases import normal
+from kernels.vector_arguments import normal
 
 MAX_TOKENS, TOKENS = 5, 3
 

@@ -9,8 +9,12 @@ import pytest
 
 import cython_kernels as ck
 from cython_kernels import _kernels
+from kernels.attention_cases import attention_cases
 from kernels.cases import Case, check, guarded, misaligned, run_here
-from kernels.vector_cases import MODES, all_cases, attention_cases, delta_cases, normal
+from kernels.delta_cases import delta_cases
+from kernels.routing_cases import MODES
+from kernels.vector_arguments import normal
+from kernels.vector_cases import all_cases
 
 ISAS = ck.available_isas()
 CASES = all_cases()

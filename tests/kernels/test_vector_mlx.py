@@ -16,7 +16,7 @@ from mlx_lm.models.activations import swiglu
 from numpy.typing import NDArray
 
 import cython_kernels as ck
-from kernels.vector_cases import normal
+from kernels.vector_arguments import normal
 
 # Both sides are float32 and sum in their own order: some roundings (6e-8) of numbers of size one.
 CLOSE = {"rtol": 3e-6, "atol": 3e-6}
