@@ -53,7 +53,7 @@ class OwnedStore:
         self._pools = {size: SlotPool(size, num_slots) for size, num_slots in shares.items()}
         self._ahead: ReadAhead | None = None
         self._guesses = Guesses(self.stats)
-        # (layer, experts, how many of them) to be read once the disk has little else to do
+        # (layer, experts, how many of them) to be read once the disk has nothing else to do
         self._next: tuple[int, Sequence[int], int | None] | None = None
         layers = sorted(container.layers)
         self._following = dict(pairwise(layers))
@@ -112,7 +112,7 @@ class OwnedStore:
         return self._guesses.pay()
 
     def guess(self, layer: int, experts: Sequence[int]) -> None:
-        """Read some of the experts once little is left to read of this fetch."""
+        """Read some of the experts once nothing is left to read of this fetch."""
         self._next = layer, experts, MOST_GUESSED
 
     def _read_next(self) -> None:

@@ -9,8 +9,6 @@ from kandiga_run.experts.slot_reads import SlotReads
 from kandiga_run.experts.slots import Key, SlotPool
 from kandiga_run.experts.store import Arrival
 
-# Blocks that keep a disk busy until the next ones have been asked for.
-_LITTLE = 2
 # Blocks from which on they are read one after the other: a chunk of a prompt, not some tokens.
 _LONG = 32
 # One slot of so many is not filled ahead: the first reads of a fetch go there while what is ready
@@ -124,7 +122,7 @@ class SlotFetch:
     def batches(self, nearly_done: Callable[[], None]) -> Iterator[list[Arrival]]:
         """Yield what is there; asking for the next batch frees the slots of the one before.
 
-        nearly_done: called, perhaps repeatedly, when the disk has little left to do for this fetch.
+        nearly_done: called, perhaps repeatedly, when the disk may begin with something else.
         """
         # The other slots are filled while a batch is computed.
         most = max(1, self._pool.num_slots // 2)
@@ -162,9 +160,15 @@ class SlotFetch:
         self._ready, self._in_flight, self._backlog = [], set(), []
 
     def _keep_disk_busy(self, num_computed: int, nearly_done: Callable[[], None]) -> None:
-        """Start what may be started while a batch of `num_computed` experts is computed."""
+        """Start what may be started while a batch of `num_computed` experts is computed.
+
+        What nobody waits for yet comes after the last wanted block has arrived, unless all are read
+        in order: a disk works on everything that is under way at once, and the wanted blocks would
+        be there when the others are. (A token of 12 layers, half of the experts in slots: 19.4
+        tokens/s with the last two wanted blocks under way, 21.3 without.)
+        """
         self._start_reads(num_computed)
-        if not self._backlog and len(self._in_flight) <= _LITTLE + num_computed:
+        if not self._backlog and (self._is_long or not self._in_flight):
             nearly_done()
 
     def _start_reads(self, num_computed: int) -> None:
