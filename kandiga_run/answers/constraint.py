@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from kandiga_run.errors import RunError
-from kandiga_run.generation.answer import TokenMask
 
 #: Between the tokens of JSON. Bounded, since small models otherwise indent for ever; enough for
 #: fifteen levels of it. A schema's own "x-guidance" goes before.
@@ -81,6 +80,8 @@ class Grammars:
 class Constraint:
     """What one answer may still become."""
 
+    in_reasoning = False
+
     def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
         """Begin at the first token; `Grammars` makes these."""
         self._matcher = matcher
@@ -113,56 +114,6 @@ class Constraint:
     def _check(self) -> None:
         if self._matcher.is_error():
             raise RunError(f"the constraint failed: {_one_line(self._matcher.get_error())}")
-
-
-class AfterReasoning:
-    """A constraint that begins when the model has stopped thinking.
-
-    A model that is made to answer in JSON from its first token cannot reason; one whose reasoning
-    is free and whose answer is constrained can.
-    """
-
-    def __init__(
-        self, constraint: TokenMask, end_tokens: Sequence[int], start_token: int | None = None
-    ) -> None:
-        """Leave tokens free up to and including `end_tokens`, the end of the reasoning.
-
-        start_token: begins reasoning, if the model chooses it first of all; None: reasoning has
-        begun.
-        """
-        self._constraint = constraint
-        self._end = tuple(end_tokens)
-        self._start = start_token
-        self._recent: tuple[int, ...] = ()
-        self._is_free = start_token is None
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether the answer is whole and nothing may follow."""
-        return not self._is_free and self._constraint.is_complete
-
-    def mask(self) -> NDArray[np.uint32] | None:
-        """Return the mask of the constraint, or None while every token may come."""
-        if self._is_free:
-            return None
-        mask = self._constraint.mask()
-        if mask is None or self._start is None:
-            return mask
-        mask = mask.copy()
-        mask[self._start // 32] |= np.uint32(1 << self._start % 32)
-        return mask
-
-    def accept(self, token: int) -> None:
-        """Go on after this token."""
-        if self._is_free:
-            self._recent = (*self._recent, token)[-len(self._end) :]
-            self._is_free = self._recent != self._end
-            return
-        if token == self._start:
-            self._is_free = True
-        else:
-            self._constraint.accept(token)
-        self._start = None
 
 
 def _one_line(message: object) -> str:

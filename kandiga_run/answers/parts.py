@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from kandiga_run.answers.after_reasoning import AfterReasoning
 from kandiga_run.answers.reasoning import (
     ReasoningFormat,
     ReasoningSplitter,
@@ -69,17 +70,21 @@ class AnswerFormat:
         """Return the format of text that is all content."""
         return cls(None, None, frozenset(), (), None)
 
-    def after_reasoning(self, mask: TokenMask, *, is_open: bool) -> TokenMask:
+    def after_reasoning(
+        self, mask: TokenMask | None, *, is_open: bool, budget: int | None = None
+    ) -> TokenMask | None:
         """Return a constraint that leaves reasoning free and holds the answer after it.
 
+        mask: of the answer; None leaves that free, too, and stop strings begin with it.
         is_open: the prompt ends within reasoning; else the model may begin with some.
+        budget: of tokens for reasoning.
         """
+        start = None if is_open else self.reasoning_start_token
         if self.reasoning is None or not self.reasoning_end_tokens:
             return mask
-        from kandiga_run.answers.constraint import AfterReasoning
-
-        start = None if is_open else self.reasoning_start_token
-        return AfterReasoning(mask, self.reasoning_end_tokens, start) if is_open or start else mask
+        if not is_open and start is None:
+            return mask
+        return AfterReasoning(mask, self.reasoning_end_tokens, start, budget=budget)
 
     def splitter(self, rendered: str, tools: Tools | None = None) -> AnswerSplitter:
         """Return a splitter for the answer to a rendered prompt."""

@@ -195,7 +195,7 @@ class Conversation:
                 watch.on_progress(done, total)
 
         splitter = self._format.splitter(rendered, self.tools)
-        if mask is not None:
+        if mask is not None or self.options.stop:
             mask = self._format.after_reasoning(mask, is_open=splitter.opens_in_reasoning)
         generation = generate(
             self.engine,

@@ -48,6 +48,12 @@ def run_once(
     def on_progress(done: int, total: int) -> None:
         output.progress("reading the prompt", done, total)
 
+    # The end of the prompt tells whether the template itself began the reasoning.
+    ending = prompts.decode(prompt_tokens[-_ENDING_TOKENS:], skip_special_tokens=False)
+    splitter = format_.splitter(ending)
+    mask = None
+    if options.stop:
+        mask = format_.after_reasoning(None, is_open=splitter.opens_in_reasoning)
     generation = generate(
         engine,
         prompt_tokens[num_reused:],
@@ -56,10 +62,9 @@ def run_once(
         history=prompt_tokens[:num_reused],
         detokenizer=prompts.detokenizer(keep=format_.kept_tokens),
         on_progress=on_progress,
+        mask=mask,
     )
-    # The end of the prompt tells whether the template itself began the reasoning.
-    ending = prompts.decode(prompt_tokens[-_ENDING_TOKENS:], skip_special_tokens=False)
-    reply = Reply(generation, format_.splitter(ending))
+    reply = Reply(generation, splitter)
     view = PlainView(output, ViewSettings("show" if output.stderr.isatty() else "hide"))
     view.begin()
     with generation:

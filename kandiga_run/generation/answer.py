@@ -37,6 +37,10 @@ class TokenMask(Protocol):
     def is_complete(self) -> bool:
         """Whether nothing may follow: the answer ends."""
 
+    @property
+    def in_reasoning(self) -> bool:
+        """Whether the latest token was reasoning, in which stop strings do not count."""
+
     def mask(self) -> NDArray[np.uint32] | None:
         """Return a bit for each token that is allowed, as `Sampler.choose` takes it; None: all."""
 
@@ -111,6 +115,8 @@ class Answer:
         """Return what may be shown, given the text of a token; settle whether it ends here."""
         if self.finish_reason and self._detokenizer:
             text += self._detokenizer.finish()
+        if self._mask and self._mask.in_reasoning:
+            return text
         text, is_stopped = self._stops.add(text)
         if is_stopped:
             self.finish_reason = "stop"

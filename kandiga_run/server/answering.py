@@ -7,15 +7,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from kandiga_run.answers.constraint import Constraint
-from kandiga_run.answers.parts import AnswerSplitter
 from kandiga_run.answers.reasoning import opens_reasoning
 from kandiga_run.generation.answer import TokenMask
 from kandiga_run.generation.model_defaults import sampling_for
 from kandiga_run.generation.options import GenerateOptions
 from kandiga_run.scheduler import Closing, QueueFull, Request
 from kandiga_run.server.errors import ApiError
-from kandiga_run.server.forced_calls import ForcedCall, call_schema
-from kandiga_run.server.replies import Reply
+from kandiga_run.server.forced_calls import ForcedCalls, OneCall, calls_schema
+from kandiga_run.server.replies import Reply, Splitter
 from kandiga_run.server.service import Service
 
 #: A template message: {"role", "content", ...}.
@@ -48,6 +47,10 @@ class ChatWanted(Wanted):
     tools: Tools | None = None
     #: "required" means one of the tools must be called
     tool_choice: Literal["auto", "none", "required"] = "auto"
+    #: whether an answer may call several; None: as many as the model wants, one that must be made
+    parallel_calls: bool | None = None
+    #: tokens of reasoning, after which it is ended
+    reasoning_budget: int | None = None
     #: variables of the chat template, such as enable_thinking
     variables: Mapping[str, Any] = field(default_factory=dict)
     #: text the answer begins with, not repeated in it
@@ -63,7 +66,7 @@ class Prepared:
     num_answers: int
     client: str
     #: each answer has its own: they keep what they have seen
-    new_splitter: Callable[[], AnswerSplitter | ForcedCall | None]
+    new_splitter: Callable[[], Splitter | None]
     new_constraint: Callable[[], TokenMask | None]
 
 
@@ -79,18 +82,22 @@ def prepare_chat(service: Service, wanted: ChatWanted) -> Prepared:
         raise ApiError(400, "a tool must be called, but tools is empty", param="tools")
     format_ = service.format
     is_open = format_.reasoning is not None and opens_reasoning(format_.reasoning, rendered)
-    schema = call_schema(tools) if is_forced and tools else wanted.schema
+    schema = wanted.schema
+    if is_forced and tools:
+        schema = calls_schema(tools, many=bool(wanted.parallel_calls))
 
-    def new_splitter() -> AnswerSplitter | ForcedCall:
+    def new_splitter() -> Splitter:
         if is_forced:
-            return ForcedCall(format_.reasoning, is_open=is_open)
-        return format_.splitter(rendered, tools)
+            return ForcedCalls(format_.reasoning, is_open=is_open)
+        splitter = format_.splitter(rendered, tools)
+        return OneCall(splitter) if wanted.parallel_calls is False else splitter
 
     def new_constraint() -> TokenMask | None:
-        if schema is None:
+        budget = wanted.reasoning_budget
+        if schema is None and not wanted.stop and budget is None:
             return None
-        constraint = service.grammars.json_schema(schema)
-        return format_.after_reasoning(constraint, is_open=is_open)
+        constraint = service.grammars.json_schema(schema) if schema is not None else None
+        return format_.after_reasoning(constraint, is_open=is_open, budget=budget)
 
     tokens = service.prompts.encode(rendered)
     return _prepared(service, wanted, tokens, new_splitter, new_constraint)
@@ -189,7 +196,7 @@ def _prepared(
     service: Service,
     wanted: Wanted,
     tokens: list[int],
-    new_splitter: Callable[[], AnswerSplitter | ForcedCall | None],
+    new_splitter: Callable[[], Splitter | None],
     new_constraint: Callable[[], TokenMask | None],
 ) -> Prepared:
     context = service.scheduler.context_tokens

@@ -33,9 +33,21 @@ NOT_TEXT = {
 
 
 class Body(BaseModel):
-    """A request body. Fields no server knows are let through: clients differ by the month."""
+    """A part of a request body. Fields no server knows are let through: clients differ by the
+    month."""
 
     model_config = ConfigDict(extra="ignore", protected_namespaces=())
+
+
+class WholeBody(Body):
+    """A request body; what it has besides is told in the log, for a name may be misspelt."""
+
+    model_config = ConfigDict(extra="allow")
+
+    @property
+    def unknown_fields(self) -> frozenset[str]:
+        """Return the names that have no effect."""
+        return frozenset(self.model_extra or ())
 
 
 class Answer(BaseModel):

@@ -16,8 +16,10 @@ from kandiga_run.generation.options import GenerateOptions
 from kandiga_run.generation.usage import Usage
 from kandiga_run.scheduler import Failed, Finished, Prefilled, Ticket
 from kandiga_run.server.errors import ApiError
-from kandiga_run.server.forced_calls import ForcedCall
+from kandiga_run.server.forced_calls import ForcedCalls, OneCall
 from kandiga_run.terminal.failures import describe
+
+Splitter = AnswerSplitter | ForcedCalls | OneCall
 
 FinishReason = Literal["stop", "length", "tool_calls"]
 
@@ -77,7 +79,7 @@ class Reply:
     def __init__(
         self,
         ticket: Ticket,
-        splitter: AnswerSplitter | ForcedCall | None,
+        splitter: Splitter | None,
         *,
         decode: Callable[[Sequence[int]], str],
         on_first_token: Callable[[float], None],
@@ -93,11 +95,18 @@ class Reply:
         self._decode = decode
         self._ids: list[int] = []
         self._reasoning_tokens = 0
+        #: where the ids of what is no reasoning begin
+        self._content_start = 0
         self._has_calls = False
 
     @property
     def _options(self) -> GenerateOptions:
         return self._ticket.request.options
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether the answer is complete, though the model would go on."""
+        return isinstance(self._splitter, OneCall) and self._splitter.is_over
 
     def cancel(self) -> None:
         """Compute no further token."""
@@ -115,12 +124,14 @@ class Reply:
                     case Token():
                         if not (piece := self._piece(event)).is_empty:
                             yield piece
+                        if self._is_over:
+                            self._ticket.cancel()
                     case Prefilled():
                         cached = event.done if cached is None else cached
                         yield Progress(event.done, event.total, cached)
                     case Failed():
                         raise _failure(event.error)
-                    case Finished(finish_reason="cancelled"):
+                    case Finished(finish_reason="cancelled") if not self._is_over:
                         raise ApiError(503, "the answer was given up: the server is shutting down")
                     case Finished():
                         if not (piece := self._last_piece()).is_empty:
@@ -154,6 +165,7 @@ class Reply:
         parts = self._splitter.add(token.text)
         if was_reasoning or self._splitter.in_reasoning:
             self._reasoning_tokens += 1
+            self._content_start = len(self._ids)
             return self._of(parts)
         return self._of(parts, self._shown(token))
 
@@ -179,7 +191,7 @@ class Reply:
         is_by_token = self._ids[-1:] and self._ids[-1] in self._options.stop_token_ids
         if not self._options.stop or event.finish_reason != "stop" or is_by_token:
             return None
-        text = self._decode(self._ids)
+        text = self._decode(self._ids[self._content_start :])
         found = [(text.find(stop) + len(stop), -len(stop), stop) for stop in self._options.stop]
         return min((one for one in found if one[2] in text), default=(0, 0, None))[2]
 

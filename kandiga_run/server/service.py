@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
+from collections.abc import Iterable
 
 from kandiga_run.answers.constraint import Grammars
 from kandiga_run.answers.parts import AnswerFormat
@@ -14,6 +16,11 @@ from kandiga_run.server.response_memory import ResponseMemory
 from kandiga_run.server.settings import ServerSettings
 from kandiga_run.tokenizer.prompts import Prompts
 from kandiga_run.tokenizer.token_bytes import TokenBytes
+
+_log = logging.getLogger(__name__)
+
+# Names a client makes up do not fill the log.
+_MOST_TOLD = 100
 
 
 class Service:
@@ -28,6 +35,8 @@ class Service:
         self.metrics = Metrics(scheduler)
         #: Unix seconds
         self.started = int(time.time())
+        #: names of unknown fields that were told
+        self._told: set[str] = set()
         self._grammars: Grammars | None = None
         self._making_grammars = threading.Lock()
 
@@ -42,6 +51,14 @@ class Service:
                     self.prompts.stop_token_ids,
                 )
             return self._grammars
+
+    def note_unknown(self, names: Iterable[str]) -> None:
+        """Tell in the log, once each, which fields of a request have no effect."""
+        new = sorted(set(names) - self._told)[: _MOST_TOLD - len(self._told)]
+        if new:
+            self._told.update(new)
+            shown = ", ".join(repr(name[:40]) for name in new)
+            _log.warning("no effect, since not known here: %s in a request", shown)
 
     def check_model(self, name: str | None) -> None:
         """Raise a 404 for a request that names another model: the answer would not be its own."""

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kandiga_run.answers.constraint import AfterReasoning, Constraint, Grammars
+from kandiga_run.answers.after_reasoning import AfterReasoning
+from kandiga_run.answers.constraint import Constraint, Grammars
 from kandiga_run.errors import RunError
 from kandiga_run.generation.sampling import Sampler, SamplingOptions
 from tokenizer_files import byte_level_tokenizer
@@ -136,6 +137,28 @@ def test_reasoning_is_free_and_the_answer_is_not():
     for token in TOKENIZER.encode("ok").ids:
         constraint.accept(token)
     assert constraint.is_complete
+
+
+@pytest.mark.parametrize("written", ["hm hm hm", "hm hm </"])
+def test_reasoning_ends_when_its_budget_is_used_up(written: str):
+    """The end mark is all that may come then, or what is left of it."""
+    end = TOKENIZER.encode("</t>").ids
+    reasoning = TOKENIZER.encode(written).ids
+    constraint = AfterReasoning(None, end, budget=len(reasoning))
+    for token in reasoning:
+        assert constraint.mask() is None
+        constraint.accept(token)
+    forced: list[int] = []
+    while (mask := constraint.mask()) is not None:
+        (token,) = np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))
+        constraint.accept(int(token))
+        forced.append(int(token))
+        assert constraint.in_reasoning
+    assert [*reasoning, *forced][-len(end) :] == end
+    assert len(forced) == len(end) - (len(TOKENIZER.encode("</").ids) if "<" in written else 0)
+    constraint.accept(TOKENIZER.encode("o").ids[0])
+    assert not constraint.in_reasoning
+    assert not constraint.is_complete
 
 
 def test_a_model_may_begin_with_reasoning_or_leave_it():

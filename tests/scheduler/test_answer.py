@@ -23,6 +23,8 @@ def favouring(*tokens: int) -> NDArray[np.float32]:
 class Countdown:
     """Allows token 3 and nothing else, until it came twice."""
 
+    in_reasoning = False
+
     def __init__(self) -> None:
         self.accepted: list[int] = []
 

@@ -248,7 +248,7 @@ def test_closing_without_patience_cancels(engine: Engine) -> None:
 
 def test_a_failing_answer_leaves_the_others_alone(engine: Engine, scheduler: Scheduler) -> None:
     class NothingAllowed:
-        is_complete = False
+        is_complete = in_reasoning = False
 
         def mask(self) -> np.ndarray:
             return np.zeros(10, np.uint32)

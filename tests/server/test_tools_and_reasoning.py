@@ -22,6 +22,10 @@ SCRIPTS = {
     "18 degrees": "It is warm.",
     "think": "<think>\nTwo and two.\n</think>\n\nFour.",
     "plain": "Just text.",
+    "both": json.dumps(
+        [{"name": "get_weather", "arguments": {"city": c}} for c in ("Rome", "Bern")]
+    ),
+    "ponder": "<think>\nIt ends here. Or not.\n</think>\n\nIt ends here. Or not.",
 }
 PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 TOOL = {
@@ -61,6 +65,57 @@ class TestOpenAIChat:
         cities = [json.loads(call.function.arguments)["city"] for call in calls]
         assert cities == ["Paris", "Oslo"]
         assert len({call.id for call in calls}) == 2
+
+    def test_one_call_when_several_are_not_wanted(self, chat: openai.OpenAI) -> None:
+        """The answer is over with the first call; the second is not computed."""
+        wanted: dict[str, Any] = {"model": "scripted", "messages": ASKED, "tools": [TOOL]}
+        both = chat.chat.completions.create(**wanted)
+        answer = chat.chat.completions.create(**wanted, parallel_tool_calls=False)
+        choice = answer.choices[0]
+        assert choice.finish_reason == "tool_calls"
+        assert choice.message.content == "Let me look."
+        assert [json.loads(call.function.arguments) for call in choice.message.tool_calls] == [
+            {"city": "Paris"}
+        ]
+        assert answer.usage.completion_tokens < both.usage.completion_tokens - 10
+        with chat.chat.completions.stream(**wanted, parallel_tool_calls=False) as stream:
+            streamed = stream.get_final_completion().choices[0]
+        assert len(streamed.message.tool_calls) == 1
+        assert streamed.finish_reason == "tool_calls"
+
+    def test_several_calls_that_must_be_made(self, chat: openai.OpenAI) -> None:
+        answer = chat.chat.completions.create(
+            model="scripted",
+            messages=[{"role": "user", "content": "both"}],
+            tools=[TOOL],
+            tool_choice="required",
+            parallel_tool_calls=True,
+        )
+        choice = answer.choices[0]
+        assert choice.finish_reason == "tool_calls"
+        calls = [json.loads(call.function.arguments) for call in choice.message.tool_calls]
+        assert calls == [{"city": "Rome"}, {"city": "Bern"}]
+
+    def test_stop_strings_count_in_the_answer_alone(self, chat: openai.OpenAI) -> None:
+        answer = chat.chat.completions.create(
+            model="scripted", messages=[{"role": "user", "content": "ponder"}], stop=[" Or"]
+        )
+        message = answer.choices[0].message
+        assert message.reasoning_content == "It ends here. Or not."
+        assert message.content == "It ends here."
+        assert answer.choices[0].finish_reason == "stop"
+
+    def test_fields_without_effect_are_told_once(
+        self, chat: openai.OpenAI, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        asked = [{"role": "user", "content": "plain"}]
+        for _ in range(2):
+            chat.chat.completions.create(
+                model="scripted", messages=asked, extra_body={"tempratrue": 1, "top_k": 1}
+            )
+        assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
+            "no effect, since not known here: 'tempratrue' in a request"
+        ]
 
     def test_the_same_as_a_stream(self, chat: openai.OpenAI) -> None:
         with chat.chat.completions.stream(model="scripted", messages=ASKED, tools=[TOOL]) as stream:
@@ -201,6 +256,36 @@ class TestAnthropic:
             assert answer.content[0].thinking == "Two and two."
             assert answer.content[1].text == "Four."
 
+    def test_thinking_has_a_budget(self, messages: anthropic.Anthropic) -> None:
+        answer = messages.messages.create(
+            model="scripted",
+            max_tokens=200,
+            messages=[{"role": "user", "content": "ponder"}],
+            thinking={"type": "enabled", "budget_tokens": 6},
+        )
+        assert [block.type for block in answer.content] == ["thinking", "text"]
+        assert 0 < len(answer.content[0].thinking) < len("It ends here. Or not.")
+
+    def test_stop_sequences_count_in_the_answer_alone(self, messages: anthropic.Anthropic) -> None:
+        answer = messages.messages.create(
+            model="scripted",
+            max_tokens=200,
+            messages=[{"role": "user", "content": "ponder"}],
+            thinking={"type": "adaptive"},
+            stop_sequences=[" Or"],
+        )
+        assert answer.content[0].thinking == "It ends here. Or not."
+        assert answer.content[1].text == "It ends here."
+        assert (answer.stop_reason, answer.stop_sequence) == ("stop_sequence", " Or")
+
+    def test_one_call_when_several_are_not_wanted(self, messages: anthropic.Anthropic) -> None:
+        choice = {"type": "auto", "disable_parallel_tool_use": True}
+        answer = messages.messages.create(
+            model="scripted", max_tokens=500, messages=ASKED, tools=[self.TOOL], tool_choice=choice
+        )
+        assert [block.type for block in answer.content] == ["text", "tool_use"]
+        assert answer.stop_reason == "tool_use"
+
     def test_the_beginning_of_an_answer_is_continued(
         self, messages: anthropic.Anthropic, scripted: ScriptedServer
     ) -> None:
@@ -238,6 +323,13 @@ class TestResponses:
         )
         assert by_id.output_text == in_full.output_text == "It is warm."
         assert by_id.usage.input_tokens == in_full.usage.input_tokens
+
+    def test_one_call_when_several_are_not_wanted(self, chat: openai.OpenAI) -> None:
+        answer = chat.responses.create(
+            model="scripted", input="The weather?", tools=[self.TOOL], parallel_tool_calls=False
+        )
+        assert [item.type for item in answer.output] == ["message", "function_call"]
+        assert answer.parallel_tool_calls is False
 
     def test_a_stream_builds_the_same_items(self, chat: openai.OpenAI) -> None:
         with chat.responses.stream(

@@ -33,8 +33,10 @@ def chat_wanted(body: CountRequest, **fields: Any) -> ChatWanted:
     elif body.tool_choice is not None:
         choice = {"any": "required"}.get(body.tool_choice.type, body.tool_choice.type)
     variables: dict[str, Any] = {}
+    budget = None
     if body.thinking is not None:
         variables["enable_thinking"] = body.thinking.type != "disabled"
+        budget = body.thinking.budget_tokens
     output = body.output_config
     if output is not None and output.effort is not None:
         variables["reasoning_effort"] = output.effort
@@ -50,11 +52,20 @@ def chat_wanted(body: CountRequest, **fields: Any) -> ChatWanted:
         messages=messages,
         tools=tools or None,
         tool_choice=choice,
+        parallel_calls=_may_call_several(body),
+        reasoning_budget=budget,
         variables=variables,
         beginning=beginning,
         schema=output.format.schema_ if output is not None and output.format else None,
         **fields,
     )
+
+
+def _may_call_several(body: CountRequest) -> bool | None:
+    choice = body.tool_choice
+    if choice is None or choice.disable_parallel_tool_use is None:
+        return None
+    return not (isinstance(choice, NamedChoice) or choice.disable_parallel_tool_use)
 
 
 def _messages(body: CountRequest) -> list[dict[str, Any]]:

@@ -40,6 +40,7 @@ async def create_message(request: Request, body: MessagesRequest) -> Response:
     """Answer a conversation."""
     service = service_of(request)
     service.check_model(body.model)
+    service.note_unknown(body.unknown_fields)
     wanted = chat_wanted(
         body,
         max_tokens=body.max_tokens,
@@ -65,6 +66,7 @@ async def count_tokens(request: Request, body: CountRequest) -> JSONResponse:
     """Count the tokens of a conversation as the chat template writes it."""
     service = service_of(request)
     service.check_model(body.model)
+    service.note_unknown(body.unknown_fields)
     count = await asyncio.to_thread(count_chat_tokens, service, chat_wanted(body))
     return JSONResponse(TokenCount(input_tokens=count).json_value())
 

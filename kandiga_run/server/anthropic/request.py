@@ -15,6 +15,7 @@ from kandiga_run.server.fields import (
     Seed,
     StopStrings,
     TextOnly,
+    WholeBody,
 )
 
 
@@ -121,7 +122,8 @@ class Thinking(Body):
     """Whether the model should reason."""
 
     type: Literal["enabled", "disabled", "adaptive", "between_tools"]
-    budget_tokens: Integer | None = None
+    #: tokens of reasoning, after which it is ended
+    budget_tokens: Annotated[Integer, Field(ge=1)] | None = None
 
 
 class JsonFormat(Body):
@@ -144,7 +146,7 @@ class Metadata(Body):
     user_id: str | None = None
 
 
-class CountRequest(Body):
+class CountRequest(WholeBody):
     """A conversation whose tokens are counted."""
 
     model: str

@@ -58,6 +58,7 @@ async def create_chat_completion(request: Request, body: ChatRequest) -> Respons
     """Answer a conversation."""
     service = service_of(request)
     service.check_model(body.model)
+    service.note_unknown(body.unknown_fields)
     wanted = _wanted(request, body)
     prepared = await asyncio.to_thread(prepare_chat, service, wanted)
     replies = submit(service, prepared)
@@ -105,6 +106,7 @@ def _token_id(key: str) -> int:
 def _wanted(request: Request, body: ChatRequest) -> ChatWanted:
     tools = [tool.model_dump(exclude_none=True) for tool in body.tools or ()]
     choice: Any = body.tool_choice or "auto"
+    is_named = isinstance(choice, NamedTool)
     if isinstance(choice, NamedTool):
         tools = _named(tools, choice.function.name)
         choice = "required"
@@ -116,6 +118,7 @@ def _wanted(request: Request, body: ChatRequest) -> ChatWanted:
         messages=template_messages(body.messages),
         tools=tools or None,
         tool_choice=choice,
+        parallel_calls=False if is_named else body.parallel_tool_calls,
         variables=variables,
         max_tokens=body.max_completion_tokens or body.max_tokens,
         stop=stop_strings(body.stop),

@@ -16,6 +16,7 @@ from kandiga_run.server.fields import (
     Seed,
     StopStrings,
     TextOnly,
+    WholeBody,
 )
 
 
@@ -165,7 +166,7 @@ class StreamOptions(Body):
     include_usage: Boolean | None = None
 
 
-class SamplingFields(Body):
+class SamplingFields(WholeBody):
     """How tokens are chosen; what is not given comes from the model's generation_config.json."""
 
     temperature: Annotated[Number, Field(ge=0, le=100)] | None = None

@@ -47,6 +47,7 @@ async def create_completion(request: Request, body: CompletionRequest) -> Respon
     """Continue text."""
     service = service_of(request)
     service.check_model(body.model)
+    service.note_unknown(body.unknown_fields)
     prepared = await asyncio.to_thread(_prepare, service, body, client_name(request, body.user))
     replies = submit_all(service, prepared)
     echoes = _echoes(service, body, prepared) if body.echo else [""] * len(replies)

@@ -44,6 +44,7 @@ async def create_response(request: Request, body: ResponsesRequest) -> Response:
     """Answer items, or go on from an earlier response."""
     service = service_of(request)
     service.check_model(body.model)
+    service.note_unknown(body.unknown_fields)
     messages = [*_earlier(service, body.previous_response_id), *item_messages(body.input)]
     wanted = _wanted(body, messages, client_name(request, body.user))
     prepared = await asyncio.to_thread(prepare_chat, service, wanted)
@@ -103,6 +104,7 @@ def _wanted(body: ResponsesRequest, messages: list[dict[str, Any]], client: str)
         for tool in body.tools or ()
     ]
     choice: Any = body.tool_choice or "auto"
+    is_named = isinstance(choice, NamedFunction)
     if isinstance(choice, NamedFunction):
         name, choice = choice.name, "required"
         tools = [tool for tool in tools if tool["function"]["name"] == name]  # type: ignore[index]
@@ -114,6 +116,7 @@ def _wanted(body: ResponsesRequest, messages: list[dict[str, Any]], client: str)
         messages=merge_leading_system([*instructions, *messages]),
         tools=tools or None,
         tool_choice=choice,
+        parallel_calls=False if is_named else body.parallel_tool_calls,
         variables=variables,
         max_tokens=body.max_output_tokens,
         sampling=body.sampling(),

@@ -7,7 +7,16 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from kandiga_run.server.fields import Body, Boolean, Integer, JsonObject, Number, Seed, TextOnly
+from kandiga_run.server.fields import (
+    Body,
+    Boolean,
+    Integer,
+    JsonObject,
+    Number,
+    Seed,
+    TextOnly,
+    WholeBody,
+)
 
 
 class InputText(Body):
@@ -135,7 +144,7 @@ class Reasoning(Body):
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
 
 
-class ResponsesRequest(Body):
+class ResponsesRequest(WholeBody):
     """Items to answer."""
 
     model: str | None = None
