@@ -5,16 +5,11 @@ Every offset, size, index entry and checksum is real; the weights are zeros that
 
 from __future__ import annotations
 
-import hashlib
-import zlib
-from functools import lru_cache
 from pathlib import Path
 
-import pytest
-
 from containers import affine_layout, make_meta
-from formats import DEFAULT_SHARD_BYTES, DenseSpec, Layout, SetWriter, plan_shards
-from formats.block_pipeline import BlockPipeline, Done
+from formats import DEFAULT_SHARD_BYTES, DenseSpec, SetWriter, plan_shards
+from holes import experts_are_holes
 
 # Qwen3.5-397B-A17B at 4 bits: 217 GB of experts in shards of 8 GiB.
 NUM_LAYERS, NUM_EXPERTS = 60, 512
@@ -33,24 +28,10 @@ def write_sparse_set(dest: Path, *, num_experts: int = NUM_EXPERTS) -> None:
     # As many shards whatever the number of experts.
     shard_bytes = DEFAULT_SHARD_BYTES * num_experts // NUM_EXPERTS
     plan = plan_shards(128 * NUM_DENSE, layers, shard_bytes=shard_bytes)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(BlockPipeline, "submit", _leave_a_hole)
-        with SetWriter(dest, plan, make_meta(layers), specs) as writer:
-            for spec in specs:
-                writer.write_dense(spec.name, bytes(128))
-            for layer in range(NUM_LAYERS):
-                for expert in range(num_experts):
-                    writer.submit_expert(layer, expert, lambda views: None)
-            writer.commit()
-
-
-def _leave_a_hole(
-    pipeline: BlockPipeline, layout: Layout, fill: object, write: object, done: Done
-) -> None:
-    done(*_checksums_of_zeros(layout.payload_bytes))
-
-
-@lru_cache
-def _checksums_of_zeros(length: int) -> tuple[int, bytes]:
-    zeros = bytes(length)
-    return zlib.crc32(zeros), hashlib.sha256(zeros).digest()
+    with experts_are_holes(), SetWriter(dest, plan, make_meta(layers), specs) as writer:
+        for spec in specs:
+            writer.write_dense(spec.name, bytes(128))
+        for layer in range(NUM_LAYERS):
+            for expert in range(num_experts):
+                writer.submit_expert(layer, expert, lambda views: None)
+        writer.commit()

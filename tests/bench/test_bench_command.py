@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
+from kandiga_command import KANDIGA_RUN, TIMEOUT_SECONDS, kandiga_run
 from kandiga_run.bench.memory_group import make_memory_group
 from kandiga_run.errors import RunError
 from kandiga_run.terminal.exit_codes import ExitCode
 from packed import PackedModels
 
-COMMAND = [sys.executable, "-m", "kandiga_run.cli", "bench"]
-TIMEOUT_SECONDS = 300
+COMMAND = (*KANDIGA_RUN, "bench")
 SMALL = ("--prefill", "16", "--depth", "0,40", "--decode-tokens", "5", "--repeats", "2")
 CAP = "400MB"  # of which Python, numpy and their files take 100
 # A bound leaves out what it does not know of, so a tiny model in the caches may beat the memory's
@@ -52,13 +52,7 @@ TIMES = {
 
 
 def start(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *map(str, arguments)],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_SECONDS,
-    )
+    return kandiga_run("bench", *arguments)
 
 
 @pytest.fixture(scope="module")

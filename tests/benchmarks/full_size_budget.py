@@ -10,17 +10,12 @@ program writes the container and prints how a budget is divided.
 
 from __future__ import annotations
 
-import hashlib
-import zlib
-from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 from unittest.mock import patch
 
 import click
 
-from formats import Layout
-from formats.block_pipeline import BlockPipeline
+from holes import experts_are_holes
 from kandiga_pack.sources.converted.quantization import Quantization
 from kandiga_pack.synth import synth
 from kandiga_run.engine import load_engine
@@ -35,26 +30,10 @@ def write_with_holes(preset: str, dest: Path, num_layers: int | None = None) -> 
     num_layers: of them, None for all.
     """
     with (
-        patch.object(BlockPipeline, "submit", _leave_a_hole),
+        experts_are_holes(),
         patch("kandiga_pack.convert.check_free_space", lambda *_: None),
     ):
         synth(preset, dest, num_layers=num_layers, quantization=FOUR_BITS)
-
-
-def _leave_a_hole(
-    pipeline: BlockPipeline,
-    layout: Layout,
-    fill: object,
-    write: object,
-    done: Callable[[int, bytes], None],
-) -> None:
-    done(*_checksums_of_zeros(layout.payload_bytes))
-
-
-@lru_cache
-def _checksums_of_zeros(length: int) -> tuple[int, bytes]:
-    zeros = bytes(length)
-    return zlib.crc32(zeros), hashlib.sha256(zeros).digest()
 
 
 def division_of_a_budget(model: Path, num_tokens: int) -> str:

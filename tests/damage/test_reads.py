@@ -16,6 +16,7 @@ import pytest
 
 from formats import open_set
 from packed import PackedModels
+from wrong_bit import flip_bit
 
 SOURCE = Path(__file__).with_name("faulty_reads.c")
 COMPILER = shutil.which("cc")
@@ -228,11 +229,7 @@ def test_verification_names_what_the_disk_cannot_read_and_goes_on(
     with open_set(folder) as opened:
         unreadable, damaged = opened.extent(0, 2), opened.extent(1, 5)
         path = opened.shards[damaged.shard].path
-    with path.open("r+b") as file:
-        file.seek(damaged.offset_bytes)
-        byte = file.read(1)[0]
-        file.seek(damaged.offset_bytes)
-        file.write(bytes([byte ^ 1]))
+    flip_bit(path, damaged.offset_bytes)
     done = preloaded.run(
         [*VERIFY, str(folder)],
         "eio",

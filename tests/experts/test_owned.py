@@ -20,6 +20,7 @@ from kandiga_run.experts.pages import absent_bytes, address_of
 from kandiga_run.experts.slots import SlotPool
 from kandiga_run.memory.use import memory_use
 from packed import PackedModels
+from wrong_bit import flip_bit
 
 
 @pytest.fixture
@@ -294,11 +295,7 @@ def test_damage_read_ahead_matters_only_if_wanted(packed: PackedModels, tmp_path
     with Model.open(folder) as model:
         extent = model.container.extent(1, 4)
         path = model.container.shards[extent.shard].path
-    with path.open("r+b") as file:
-        file.seek(extent.offset_bytes + 10)
-        byte = file.read(1)
-        file.seek(extent.offset_bytes + 10)
-        file.write(bytes([byte[0] ^ 4]))
+    flip_bit(path, extent.offset_bytes + 10, 4)
     with Model.open(folder) as model:
         store = OwnedStore(model.container, 8 * model.container.layout(0).block_bytes)
         for _ in range(2):

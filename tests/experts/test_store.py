@@ -13,6 +13,7 @@ from kandiga_run.engine import load_engine
 from kandiga_run.errors import RunError
 from kandiga_run.experts.store import ExpertStore, open_store
 from packed import PackedModels
+from wrong_bit import flip_bit
 
 RESIDENCIES = ("mapped", "owned")
 ENOUGH = 64 << 20
@@ -31,11 +32,7 @@ def damaged(packed: PackedModels, tmp_path: Path) -> Path:
     with Model.open(folder) as model:
         extent = model.container.extent(1, 3)
         path = model.container.shards[extent.shard].path
-    with path.open("r+b") as file:
-        file.seek(extent.offset_bytes + extent.payload_bytes - 1)
-        last = file.read(1)[0]
-        file.seek(-1, 1)
-        file.write(bytes([last ^ 1]))
+    flip_bit(path, extent.offset_bytes + extent.payload_bytes - 1)
     return folder
 
 

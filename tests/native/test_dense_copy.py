@@ -14,6 +14,7 @@ from kandiga_run.experts.pages import HUGE_PAGE
 from kandiga_run.native.dense_copy import DenseCopy
 from kandiga_run.native.dense_pieces import pieces
 from packed import PackedModels
+from wrong_bit import flip_bit
 
 
 @pytest.mark.parametrize("cached", [True, False])
@@ -68,11 +69,7 @@ def test_damage_is_found_in_the_copy(packed: PackedModels, tmp_path: Path) -> No
     with Model.open(folder) as model:
         tensor = model.dense["model.layers.1.self_attn.q_proj.weight"]
         path = model.container.shards[tensor.shard].path
-    with path.open("r+b") as file:
-        file.seek(tensor.offset_bytes + 5)
-        byte = file.read(1)
-        file.seek(tensor.offset_bytes + 5)
-        file.write(bytes([byte[0] ^ 1]))
+    flip_bit(path, tensor.offset_bytes + 5)
     engine = load_engine(folder, engine="native", residency="owned")
     with pytest.raises(KexpError, match="dense weights: crc32"):
         engine.forward(np.arange(3, 8, dtype=np.int32), engine.new_state(64))

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 
 from cython_kernels import available_isas
 from hub_stub import HubStub, hub_environment
+from kandiga_command import kandiga_run
 from kandiga_run.default_model import config_file, remember_default_model
 from kandiga_run.doctor.finding import Finding, findings
 from kandiga_run.doctor.storage import filesystem_of, reads_past_cache
@@ -18,13 +18,7 @@ from packed import Packed
 
 
 def doctor(*arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "kandiga_run", "doctor", "--no-speed", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, **variables},
-    )
+    return kandiga_run("doctor", "--no-speed", *arguments, **variables)
 
 
 def diagnosis(*arguments: str, code: int = 0, **variables: str) -> dict[str, dict[str, Any]]:

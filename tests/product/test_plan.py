@@ -2,13 +2,13 @@
 
 import json
 import subprocess
-import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from kandiga_command import kandiga_run
 from kandiga_run.errors import RunError
 from kandiga_run.forecast import ceilings
 from kandiga_run.forecast.ceilings import MeasuredCeilings, cache_file, ceilings_for
@@ -24,12 +24,7 @@ GB = 10**9
 
 
 def plan(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "kandiga_run", "plan", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    return kandiga_run("plan", *arguments)
 
 
 def foretold(memory_bytes: int, folder: Path, **changes: object) -> Forecast:

@@ -3,12 +3,12 @@
 import json
 import os
 import subprocess
-import sys
 from importlib.metadata import Distribution, PathDistribution
 from pathlib import Path
 
 import pytest
 
+from kandiga_command import kandiga_run
 from kandiga_run.installer import DISTRIBUTION, installation_of
 
 PYTHON = "/env/bin/python"
@@ -119,13 +119,7 @@ def test_a_damaged_record_is_none(tmp_path: Path, record: str) -> None:
 
 def update(*arguments: str, path: Path | None = None) -> "subprocess.CompletedProcess[str]":
     search = f"{path}:{os.environ['PATH']}" if path else os.environ["PATH"]
-    return subprocess.run(
-        [sys.executable, "-m", "kandiga_run", "update", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, "PATH": search},
-    )
+    return kandiga_run("update", *arguments, PATH=search)
 
 
 @pytest.fixture

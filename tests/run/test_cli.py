@@ -20,36 +20,24 @@ import numpy as np
 import pytest
 
 from formats import open_set
+from kandiga_command import KANDIGA_RUN, TIMEOUT_SECONDS, kandiga_run
 from kandiga_run.cli import main
 from kandiga_run.engine import load_engine
 from kandiga_run.terminal.exit_codes import ExitCode
 from kandiga_run.tokenizer.prompts import Prompts
 from packed import PackedModels
+from wrong_bit import flip_bit
 
-COMMAND = [sys.executable, "-m", "kandiga_run.cli"]
-# A process that hangs must fail its test; on a busy machine one may take many seconds.
-TIMEOUT_SECONDS = 120
 ENDLESS = ("--max-tokens", "1000000", "--context", "2000000")
 
 
-def start(*arguments: str | Path, text: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the command; its standard input is `text`, or nothing."""
-    return subprocess.run(
-        [*COMMAND, *map(str, arguments)],
-        input=text or "",
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_SECONDS,
-    )
-
-
-def ok(*arguments: str | Path, text: str | None = None) -> subprocess.CompletedProcess[str]:
-    result = start(*arguments, text=text)
+def ok(*arguments: str | Path, text: str = "") -> subprocess.CompletedProcess[str]:
+    result = kandiga_run(*arguments, text=text)
     assert result.returncode == 0, result.stderr
     return result
 
 
-def as_json(*arguments: str | Path, text: str | None = None) -> dict[str, Any]:
+def as_json(*arguments: str | Path, text: str = "") -> dict[str, Any]:
     result: dict[str, Any] = json.loads(ok(*arguments, "--json", text=text).stdout)
     return result
 
@@ -238,10 +226,8 @@ def num_moe_layers(model: Path) -> int:
 class TestFailures:
     """One line on stderr, and an exit code that says which kind."""
 
-    def check(
-        self, code: ExitCode, line: str, *arguments: str | Path, text: str | None = None
-    ) -> None:
-        result = start(*arguments, text=text)
+    def check(self, code: ExitCode, line: str, *arguments: str | Path, text: str = "") -> None:
+        result = kandiga_run(*arguments, text=text)
         assert result.returncode == code, result.stderr
         assert result.stdout == ""
         assert result.stderr.count("\n") == 1
@@ -296,12 +282,15 @@ class TestFailures:
         folder = tmp_path / "model"
         shutil.copytree(model, folder)
         damage_every_expert(folder)
-        result = start("run", folder, "Hello", "--max-tokens", "2")
+        result = kandiga_run("run", folder, "Hello", "--max-tokens", "2")
         assert result.returncode == ExitCode.FAILED
         assert "(E_BLOCK_CRC)" in result.stderr
         assert ".kexp: layer 0 expert " in result.stderr
         assert result.stderr.count("\n") == 1
-        assert start("run", folder, "Hello", "--max-tokens", "2", "--check", "off").returncode == 0
+        assert (
+            kandiga_run("run", folder, "Hello", "--max-tokens", "2", "--check", "off").returncode
+            == 0
+        )
 
     def test_impossible_choices(self, model: Path) -> None:
         self.check(ExitCode.FAILED, "1 to 8 experts", "run", model, "Hello", "--experts", "9")
@@ -311,7 +300,7 @@ class TestFailures:
     @pytest.mark.parametrize("command", ["run", "chat"])
     def test_the_smallest_budget_named_is_one_that_works(self, command: str, model: Path) -> None:
         arguments = (model, "--max-tokens", "100", "--engine", "native")
-        refused = start(command, *arguments, "--memory", "1MB", text="Hello\n")
+        refused = kandiga_run(command, *arguments, "--memory", "1MB", text="Hello\n")
         assert refused.returncode == ExitCode.FAILED
         smallest = re.search(r"the smallest that works is (\d+MiB)$", refused.stderr.strip())
         assert smallest, refused.stderr
@@ -335,7 +324,7 @@ class TestFailures:
     @pytest.mark.parametrize("command", ["run", "chat"])
     def test_input_that_is_not_text(self, command: str, model: Path) -> None:
         result = subprocess.run(
-            [*COMMAND, command, model], input=b"Hell\xf6\n", capture_output=True, check=False
+            [*KANDIGA_RUN, command, model], input=b"Hell\xf6\n", capture_output=True, check=False
         )
         assert result.returncode == ExitCode.FAILED
         line = b"kandiga-run: standard input is not UTF-8 text: byte 0xf6 at offset 4\n"
@@ -343,7 +332,7 @@ class TestFailures:
 
     def test_locale_without_the_characters(self, model: Path) -> None:
         result = subprocess.run(
-            [*COMMAND, "run", model, "Hello", "--max-tokens", "20"],
+            [*KANDIGA_RUN, "run", model, "Hello", "--max-tokens", "20"],
             env={**os.environ, "PYTHONIOENCODING": "ascii"},
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -357,7 +346,7 @@ class TestFailures:
         assert "--context 1000: the model was made for 512" in result.stderr
 
     def test_debug_shows_the_traceback(self, tmp_path: Path) -> None:
-        result = start("run", tmp_path, "Hello", "--debug")
+        result = kandiga_run("run", tmp_path, "Hello", "--debug")
         assert result.returncode == ExitCode.UNREADABLE
         assert result.stderr.startswith("Traceback")
         assert result.stderr.splitlines()[-1].startswith("kandiga-run: ")
@@ -376,7 +365,7 @@ class TestFailures:
     def test_interrupt(self, endless_model: Path) -> None:
         arguments = ["run", endless_model, "Hello", *ENDLESS, "--quiet"]
         process = subprocess.Popen(
-            [*COMMAND, *arguments], bufsize=0, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            [*KANDIGA_RUN, *arguments], bufsize=0, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
         assert process.stdout is not None
         assert process.stdout.read(1), "the answer has begun"
@@ -390,7 +379,7 @@ class TestFailures:
         """`| head` is no failure, and the generation stops."""
         arguments = ["run", endless_model, "Hello", *ENDLESS, "--quiet"]
         process = subprocess.Popen(
-            [*COMMAND, *arguments], bufsize=0, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            [*KANDIGA_RUN, *arguments], bufsize=0, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
         assert process.stdout is not None
         process.stdout.read(10)
@@ -410,11 +399,7 @@ def damage_every_expert(folder: Path) -> None:
         ]
         paths = [shard.path for shard in opened.shards]
     for extent in extents:
-        with paths[extent.shard].open("r+b") as file:
-            file.seek(extent.offset_bytes)
-            first = file.read(1)[0]
-            file.seek(extent.offset_bytes)
-            file.write(bytes([first ^ 1]))
+        flip_bit(paths[extent.shard], extent.offset_bytes)
 
 
 class TestHelp:
@@ -431,7 +416,7 @@ class TestHelp:
         assert "2GB (1000-based) or 2GiB (1024-based)" in text
 
     def test_no_command(self) -> None:
-        result = start()
+        result = kandiga_run()
         assert result.returncode == ExitCode.USAGE
         assert "Usage: kandiga-run" in result.stderr
 
@@ -499,7 +484,7 @@ class TestChatThroughPipes:
         assert ok("chat", model, "--max-tokens", "4", text="Hello").stdout
 
     def test_failure_ends_it(self, model: Path) -> None:
-        result = start("chat", model, "--context", "40", text="Hello " * 60 + "\nHello\n")
+        result = kandiga_run("chat", model, "--context", "40", text="Hello " * 60 + "\nHello\n")
         assert result.returncode == ExitCode.FAILED
         assert "context 40: start over (/reset)" in result.stderr
 
@@ -525,7 +510,7 @@ class Terminal:
         # The terminal of a test answers no questions about the cursor.
         environment = {**os.environ, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"}
         self._process = subprocess.Popen(
-            [*COMMAND, *map(str, arguments)],
+            [*KANDIGA_RUN, *map(str, arguments)],
             stdin=other_end,
             stdout=other_end,
             stderr=other_end,

@@ -2,18 +2,16 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from kandiga_command import kandiga_run
 from kandiga_run.commands.model_argument import reads_like_a_prompt
 from kandiga_run.default_model import config_file, default_model, remember_default_model
 from kandiga_run.errors import RunError
 from packed import PackedModels
 
-COMMAND = [sys.executable, "-m", "kandiga_run"]
 SHORT = ("--max-tokens", "4", "--json")
 
 
@@ -28,16 +26,10 @@ def model(packed: PackedModels) -> Path:
     return packed("qwen3_moe").container
 
 
-def start(*arguments: str, text: str = "") -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [*COMMAND, *arguments], input=text, capture_output=True, text=True, timeout=120
-    )
-
-
 def test_nothing_is_remembered_at_first(home: Path) -> None:
     assert default_model() is None
     for arguments in (["chat"], ["run"], ["bench"], ["What is it?"]):
-        done = start(*arguments)
+        done = kandiga_run(*arguments)
         assert done.returncode == 2
         assert "no MODEL named and none remembered" in done.stderr
         assert "`kandiga-run setup`" in done.stderr
@@ -62,21 +54,21 @@ def test_a_damaged_file_is_named(home: Path, text: str) -> None:
 
 
 def test_a_sentence_is_answered_by_the_default_model(home: Path, model: Path) -> None:
-    named = json.loads(start("run", str(model), "Who are you?", *SHORT).stdout)
+    named = json.loads(kandiga_run("run", str(model), "Who are you?", *SHORT).stdout)
     remember_default_model(str(model))
     for arguments in (["Who are you?"], ["run", "Who are you?"]):
-        done = start(*arguments, *SHORT)
+        done = kandiga_run(*arguments, *SHORT)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["token_ids"] == named["token_ids"]
     # Options may stand before it, and what echo adds to a piped one is no part of it.
     for arguments, text in ((["Who are you?"], ""), (["-"], "Who are you?\n")):
-        done = start(*SHORT, *arguments, text=text)
+        done = kandiga_run(*SHORT, *arguments, text=text)
         assert json.loads(done.stdout)["token_ids"] == named["token_ids"]
-    done = start("--fast", "Who are you?", *SHORT)
+    done = kandiga_run("--fast", "Who are you?", *SHORT)
     assert json.loads(done.stdout)["stats"]["is_lossy"] is True
-    piped = start("-", *SHORT, text="Who are you?")
+    piped = kandiga_run("-", *SHORT, text="Who are you?")
     assert json.loads(piped.stdout)["token_ids"] == named["token_ids"]
-    assert start("chat", text="Hello\n").returncode == 0
+    assert kandiga_run("chat", text="Hello\n").returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -89,7 +81,7 @@ def test_a_sentence_is_answered_by_the_default_model(home: Path, model: Path) ->
     ],
 )
 def test_options_before_a_command(home: Path, arguments: list[str], line: str) -> None:
-    done = start(*arguments)
+    done = kandiga_run(*arguments)
     assert done.returncode == 2
     assert line in done.stderr
 
@@ -97,7 +89,7 @@ def test_options_before_a_command(home: Path, arguments: list[str], line: str) -
 def test_the_variable_goes_first(home: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     remember_default_model("/nowhere")
     monkeypatch.setenv("KANDIGA_MODEL", str(model))
-    assert start("Who are you?", *SHORT).returncode == 0
+    assert kandiga_run("Who are you?", *SHORT).returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -114,7 +106,7 @@ def test_a_mistyped_command_is_not_a_prompt(
     home: Path, model: Path, word: str, wanted: str
 ) -> None:
     remember_default_model(str(model))
-    done = start(word)
+    done = kandiga_run(word)
     assert done.returncode == 2
     assert done.stdout == ""
     assert f"no command '{word}'" in done.stderr
@@ -125,7 +117,7 @@ def test_a_path_with_a_blank_is_a_path(home: Path, model: Path, tmp_path: Path) 
     folder = tmp_path / "my model"
     os.symlink(model, folder)
     assert not reads_like_a_prompt(str(folder))
-    assert start("run", str(folder), *SHORT, text="Hello").returncode == 0
+    assert kandiga_run("run", str(folder), *SHORT, text="Hello").returncode == 0
 
 
 def test_what_reads_like_a_prompt() -> None:

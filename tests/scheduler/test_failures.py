@@ -13,6 +13,7 @@ from formats import KexpError, open_set
 from kandiga_run import GenerateOptions, generate, load_engine
 from kandiga_run.scheduler import Event, Failed, Finished, Request, Scheduler, Token
 from packed import PackedModels
+from wrong_bit import flip_bit
 
 CONTEXT = 64
 NUM_EXPERTS = 24
@@ -35,11 +36,7 @@ class Damage:
             self.path = opened.shards[self.extent.shard].path
 
     def flip(self) -> None:
-        with self.path.open("r+b") as file:
-            file.seek(self.extent.offset_bytes + 5)
-            byte = file.read(1)[0]
-            file.seek(self.extent.offset_bytes + 5)
-            file.write(bytes([byte ^ 4]))
+        flip_bit(self.path, self.extent.offset_bytes + 5, 4)
 
 
 def alone(folder: Path) -> list[list[int] | None]:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from checkpoint_families import NATIVE_FAMILIES
@@ -14,21 +13,15 @@ from kandiga_run import GenerateOptions, generate, load_engine
 from kandiga_run.engine import Engine
 from kandiga_run.scheduler import (
     CacheOptions,
-    Finished,
-    Prefilled,
-    Request,
     Scheduler,
-    Token,
 )
 from packed import PackedModels
+from scheduler.asking import Answered, Tokens, ask_all, text
 
 CONTEXT = 600
 #: Prompts of tens of tokens are cut as those of thousands are.
 CHUNK = 32
 MAX_TOKENS = 6
-Tokens = tuple[int, ...]
-#: (tokens of the answer, tokens of the prompt that were kept)
-Answered = tuple[list[int], int]
 
 
 @pytest.fixture
@@ -48,23 +41,8 @@ def start(engine: Engine, **options: Any) -> Scheduler:
     return Scheduler(engine, context_tokens=CONTEXT, prefill_chunk=CHUNK, **options)
 
 
-def text(seed: int, length: int) -> Tokens:
-    return tuple(np.random.default_rng(seed).integers(1, 300, length).tolist())
-
-
 def ask(scheduler: Scheduler, *prompts: Tokens, max_tokens: int = MAX_TOKENS) -> list[Answered]:
-    """Ask all at once; return the answers."""
-    options = GenerateOptions(max_tokens=max_tokens)
-    tickets = [scheduler.submit(Request(prompt, options)) for prompt in prompts]
-    answers = []
-    for ticket in tickets:
-        events = list(ticket)
-        assert isinstance(events[-1], Finished), events[-1]
-        ids = [event.id for event in events if isinstance(event, Token)]
-        first = next(event for event in events if isinstance(event, Prefilled))
-        assert first.done == events[-1].usage.cached_tokens
-        answers.append((ids, events[-1].usage.cached_tokens))
-    return answers
+    return ask_all(scheduler, GenerateOptions(max_tokens=max_tokens), *prompts)
 
 
 def alone(engine: Engine, prompt: Tokens, max_tokens: int = MAX_TOKENS) -> list[int]:

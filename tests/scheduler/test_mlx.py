@@ -4,34 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from kandiga_run import GenerateOptions, RunError, generate, load_engine
 from kandiga_run.engine import Engine
 from kandiga_run.memory.use import memory_use
-from kandiga_run.scheduler import CacheOptions, Finished, Request, Scheduler, Token
+from kandiga_run.scheduler import CacheOptions, Scheduler
 from packed import PackedModels
+from scheduler.asking import Answered, Tokens, ask_all, text
 
 CHUNK = 32
 OPTIONS = GenerateOptions(max_tokens=5, prefill_chunk=CHUNK)
-Tokens = tuple[int, ...]
 
 
-def text(seed: int, length: int) -> Tokens:
-    return tuple(np.random.default_rng(seed).integers(1, 300, length).tolist())
-
-
-def answers(engine: Engine, cache: CacheOptions, *prompts: Tokens) -> list[tuple[list[int], int]]:
+def answers(engine: Engine, cache: CacheOptions, *prompts: Tokens) -> list[Answered]:
     """Return (answer, kept tokens of the prompt) of prompts asked at the same time."""
     scheduler = Scheduler(engine, context_tokens=400, prefill_chunk=CHUNK, prefix_cache=cache)
-    tickets = [scheduler.submit(Request(prompt, OPTIONS)) for prompt in prompts]
-    found = []
-    for ticket in tickets:
-        events = list(ticket)
-        assert isinstance(events[-1], Finished), events[-1]
-        ids = [event.id for event in events if isinstance(event, Token)]
-        found.append((ids, events[-1].usage.cached_tokens))
+    found = ask_all(scheduler, OPTIONS, *prompts)
     scheduler.close()
     return found
 

@@ -3,32 +3,20 @@
 import json
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kandiga_command import KANDIGA_RUN, TIMEOUT_SECONDS, kandiga_run
 from kandiga_run.terminal.exit_codes import ExitCode
 from kandiga_run.tune.keeping import Tuned, keep_tuned, place_of, tuned_path
 from kandiga_run.tune.settings import Settings
 
-KANDIGA_RUN = [sys.executable, "-m", "kandiga_run"]
-TIMEOUT_SECONDS = 300
 SECONDS = "12"  # some trials of a tiny model, of two or three seconds each
 OWNED = Settings("owned", 500_000_000, num_readers=2, num_threads=1)
 TOLD = "tuned on 2026-11-23: owned, 500 MB, 2 readers, 1 thread"
-
-
-def start(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*KANDIGA_RUN, *map(str, arguments)],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_SECONDS,
-    )
 
 
 @pytest.fixture
@@ -41,7 +29,7 @@ def tuned(model: Path, config_home: Path) -> Path:
 @pytest.mark.usefixtures("config_home")
 class TestTune:
     def test_what_was_measured_is_told_and_kept(self, model: Path) -> None:
-        done = start("tune", model, "--seconds", SECONDS, "--json")
+        done = kandiga_run("tune", model, "--seconds", SECONDS, "--json")
         assert done.returncode == ExitCode.OK, done.stderr
         result = json.loads(done.stdout)
         assert result["kandiga_tune"] == 1
@@ -61,7 +49,7 @@ class TestTune:
         assert kept["measured"]["usual"] == result["usual"]
 
     def test_the_table_and_a_dry_run(self, model: Path) -> None:
-        done = start("tune", model, "--seconds", SECONDS, "--dry-run", "--memory", "600MB")
+        done = kandiga_run("tune", model, "--seconds", SECONDS, "--dry-run", "--memory", "600MB")
         assert done.returncode == ExitCode.OK, done.stderr
         assert "owned, 600 MB (usual)" in done.stdout
         # Which it is depends on the machine: a model this small may be fastest on one thread.
@@ -86,7 +74,7 @@ class TestTune:
         assert not tuned_path().exists()
 
     def test_a_limit_that_cannot_work(self, model: Path) -> None:
-        done = start("tune", model, "--memory", "10MB")
+        done = kandiga_run("tune", model, "--memory", "10MB")
         assert done.returncode == ExitCode.FAILED
         assert "the smallest that works is" in done.stderr
         assert len(done.stderr.splitlines()) == 1
@@ -95,19 +83,19 @@ class TestTune:
     def test_a_file_that_cannot_be_replaced_is_told_before_measuring(self, model: Path) -> None:
         tuned_path().parent.mkdir(parents=True)
         tuned_path().write_text("{}")
-        done = start("tune", model)
+        done = kandiga_run("tune", model)
         assert done.returncode == ExitCode.FAILED
         assert "version None, wanted 1; remove the file" in done.stderr
         assert len(done.stderr.splitlines()) == 1
 
     def test_mistakes(self, model: Path, tmp_path: Path) -> None:
-        assert start("tune", model, "--show", "--forget").returncode == ExitCode.USAGE
-        assert start("tune", model, "--seconds", "0").returncode == ExitCode.USAGE
-        assert start("tune", tmp_path / "none").returncode == ExitCode.UNREADABLE
-        assert start("tune", tmp_path / "none", "--show").returncode == ExitCode.UNREADABLE
+        assert kandiga_run("tune", model, "--show", "--forget").returncode == ExitCode.USAGE
+        assert kandiga_run("tune", model, "--seconds", "0").returncode == ExitCode.USAGE
+        assert kandiga_run("tune", tmp_path / "none").returncode == ExitCode.UNREADABLE
+        assert kandiga_run("tune", tmp_path / "none", "--show").returncode == ExitCode.UNREADABLE
 
     def test_help_has_examples(self) -> None:
-        done = start("tune", "--help")
+        done = kandiga_run("tune", "--help")
         assert "kandiga-run tune ./model --memory 8GB" in done.stdout
         assert "Exit codes" in done.stdout
 
@@ -132,21 +120,23 @@ def is_trial(pid: str) -> bool:
 
 class TestShowAndForget:
     def test_show(self, tuned: Path) -> None:
-        done = start("tune", tuned, "--show")
+        done = kandiga_run("tune", tuned, "--show")
         assert done.stdout == "owned, 500 MB, 2 readers, 1 thread (native engine, 2026-11-23)\n"
-        shown = json.loads(start("tune", tuned, "--show", "--json").stdout)
+        shown = json.loads(kandiga_run("tune", tuned, "--show", "--json").stdout)
         assert shown["tuned"]["settings"] == OWNED.arguments()
 
     def test_forget(self, tuned: Path) -> None:
-        assert start("tune", tuned, "--forget").stderr == "forgotten\n"
-        assert "nothing was kept" in start("tune", tuned, "--forget").stderr
-        assert "nothing for this model" in start("tune", tuned, "--show").stdout
+        assert kandiga_run("tune", tuned, "--forget").stderr == "forgotten\n"
+        assert "nothing was kept" in kandiga_run("tune", tuned, "--forget").stderr
+        assert "nothing for this model" in kandiga_run("tune", tuned, "--show").stdout
 
 
 class TestOtherCommands:
     def run(self, model: Path, *arguments: str) -> tuple[dict[str, Any], str]:
         """Return the stats and what was printed beside them."""
-        done = start("run", model, "--raw", "Hello", "--max-tokens", "2", "--json", *arguments)
+        done = kandiga_run(
+            "run", model, "--raw", "Hello", "--max-tokens", "2", "--json", *arguments
+        )
         assert done.returncode == ExitCode.OK, done.stderr
         return json.loads(done.stdout)["stats"], done.stderr
 
@@ -188,11 +178,11 @@ class TestOtherCommands:
 
     def test_bench(self, tuned: Path) -> None:
         short = ("--only", "decode", "--quick", "--no-ceilings", "--decode-tokens", "4")
-        done = start("bench", tuned, *short, "--json", "-")
+        done = kandiga_run("bench", tuned, *short, "--json", "-")
         assert done.returncode == ExitCode.OK, done.stderr
         result = json.loads(done.stdout)
         assert TOLD in result["notes"]
         engine = result["measurements"][0]["engine"]
         assert (engine["residency"], engine["threads"]) == ("owned", 1)
-        plain = json.loads(start("bench", tuned, *short, "--json", "-", "--no-tuned").stdout)
+        plain = json.loads(kandiga_run("bench", tuned, *short, "--json", "-", "--no-tuned").stdout)
         assert plain["measurements"][0]["engine"]["residency"] == "mapped"
