@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -36,3 +37,11 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> PackedModels:
     from packed import PackedModels  # here: it imports mlx-lm, which many files do without
 
     return PackedModels(tmp_path_factory.mktemp("packed"))
+
+
+@pytest.fixture(scope="session")
+def wheel_commands(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of the commands of an installed wheel."""
+    from installed import install_wheel
+
+    return install_wheel(tmp_path_factory.mktemp("wheel"))

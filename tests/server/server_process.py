@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx2
@@ -18,17 +19,28 @@ START_SECONDS = 60
 class ServerProcess:
     """A context manager; inside it the server answers at `url`."""
 
-    def __init__(self, model: Path, *options: str, env: dict[str, str] | None = None) -> None:
-        command = [sys.executable, "-m", "kandiga_run", "serve", str(model), "--port", "0"]
-        self._command = [*command, *options]
-        self._env = env
+    def __init__(
+        self,
+        model: Path,
+        *options: str,
+        env: dict[str, str] | None = None,
+        program: Sequence[str | Path] = (sys.executable, "-m", "kandiga_run"),
+        cwd: Path | None = None,
+    ) -> None:
+        self._command = [*program, "serve", str(model), "--port", "0", *options]
+        self._env, self._cwd = env, cwd
         self.url = ""
         #: what it printed, line by line
         self.lines: list[str] = []
 
     def __enter__(self) -> ServerProcess:
         self.process = subprocess.Popen(
-            self._command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=self._env
+            self._command,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=self._env,
+            cwd=self._cwd,
         )
         self._is_ready = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
