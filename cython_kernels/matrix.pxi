@@ -119,6 +119,21 @@ cdef class Matrix:
         return self.c.in_features
 
     @property
+    def extents(self):
+        """(address, bytes) of weights, and of scales and biases if quantized."""
+        cdef kandiga_matrix* c = &self.c
+        if not c.bits:
+            itemsize = 4 if c.dtype == KANDIGA_F32 else 2
+            return ((<size_t>c.weight, c.out_features * c.in_features * itemsize),)
+        groups_bytes = c.out_features * (c.in_features // <size_t>c.group_size) * (
+            4 if c.dtype == KANDIGA_F32 else 2)
+        return (
+            (<size_t>c.weight, c.out_features * c.in_features * <size_t>c.bits // 8),
+            (<size_t>c.scales, groups_bytes),
+            (<size_t>c.zeros, groups_bytes),
+        )
+
+    @property
     def arithmetic(self):
         """How x takes part: "exact" in float32, "int16" or "int8" as integers."""
         return _arithmetic_name(self.c.arithmetic)

@@ -14,14 +14,11 @@ typedef uint64_t line __attribute__((vector_size(64)));
 #define PREFETCH_BYTES 512
 
 struct reading {
-    const char* start;
-    size_t share_bytes;
+    const uint64_t* starts;
+    const uint64_t* lengths;
     enum kandiga_read_order order;
     _Atomic uint64_t sum;
 };
-
-/* Vectors pass between functions of this file alone: there is no ABI to keep. */
-#pragma GCC diagnostic ignored "-Wpsabi"
 
 static inline line load(const char* at) {
     return *(const line*)__builtin_assume_aligned(at, LINE);
@@ -66,19 +63,20 @@ static line four_streams(const char* at, size_t num_bytes) {
     return a ^ b ^ c ^ d;
 }
 
-static void read_share(void* context, size_t item) {
+static void read_range(void* context, size_t item) {
     struct reading* reading = context;
-    const char* at = reading->start + item * reading->share_bytes;
+    const char* at = (const char*)(uintptr_t)reading->starts[item];
+    const size_t num_bytes = (size_t)reading->lengths[item] / ROUND * ROUND;
     line sum;
     switch (reading->order) {
     case KANDIGA_READ_TWO_STREAMS_PREFETCHED:
-        sum = two_streams_prefetched(at, reading->share_bytes);
+        sum = two_streams_prefetched(at, num_bytes);
         break;
     case KANDIGA_READ_FOUR_STREAMS:
-        sum = four_streams(at, reading->share_bytes);
+        sum = four_streams(at, num_bytes);
         break;
     default:
-        sum = one_stream(at, reading->share_bytes);
+        sum = one_stream(at, num_bytes);
     }
     uint64_t words = 0;
     for (size_t i = 0; i < LINE / sizeof(uint64_t); i++)
@@ -86,10 +84,9 @@ static void read_share(void* context, size_t item) {
     atomic_fetch_xor(&reading->sum, words);
 }
 
-uint64_t kandiga_read_memory(const void* start, size_t num_bytes, enum kandiga_read_order order) {
-    size_t shares = (size_t)kandiga_num_threads();
-    struct reading reading = {
-        .start = start, .share_bytes = num_bytes / shares / ROUND * ROUND, .order = order};
-    kandiga_parallel_for(read_share, &reading, shares);
+uint64_t kandiga_read_ranges(const uint64_t* starts, const uint64_t* lengths, size_t num_ranges,
+                             enum kandiga_read_order order) {
+    struct reading reading = {.starts = starts, .lengths = lengths, .order = order};
+    kandiga_parallel_for(read_range, &reading, num_ranges);
     return atomic_load(&reading.sum);
 }

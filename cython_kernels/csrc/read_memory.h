@@ -13,11 +13,13 @@ enum kandiga_read_order {
 };
 
 /*
- * Load every byte once, each thread of the pool a contiguous share, and return the bytes' exclusive
- * or in words of 64 bits. For measuring how fast memory can be read: the loop does nothing else.
+ * Load every byte of ranges of memory once, each range by one thread of the pool, and return the
+ * bytes' exclusive or in words of 64 bits. For measuring how fast memory can be read: the loop does
+ * nothing else.
  *
- * start is a multiple of 64; what lies beyond the last whole 2 KiB of a share is left out.
+ * A start is a multiple of 64; what lies beyond the last whole 2 KiB of a range is left out.
  */
-uint64_t kandiga_read_memory(const void* start, size_t num_bytes, enum kandiga_read_order order);
+uint64_t kandiga_read_ranges(const uint64_t* starts, const uint64_t* lengths, size_t num_ranges,
+                             enum kandiga_read_order order);
 
 #endif

@@ -29,6 +29,9 @@ class Bound:
     name: str
     #: share of the measured time that the bound takes; 1 is the ceiling
     fraction: float
+    #: share that reading the same bytes takes where they lie; None unless memory limits and it was
+    #: measured
+    in_place_fraction: float | None = None
 
 
 def bound(
@@ -49,7 +52,11 @@ def bound(
     if figure.kind == "prefill":
         seconds["kernels"] = _prefill_multiply_adds(figure, work) / ceilings.kernels
     name = max(seconds, key=lambda each: seconds[each])
-    return Bound(seconds, name, seconds[name] * figure.tokens_per_second.median)
+    speed, in_place = figure.tokens_per_second.median, figure.in_place_bytes_per_second
+    in_place_fraction = None
+    if in_place is not None and name == "memory":
+        in_place_fraction = num_bytes / in_place * speed
+    return Bound(seconds, name, seconds[name] * speed, in_place_fraction)
 
 
 def _decode_bytes(figure: Figure, work: TokenWork) -> float:

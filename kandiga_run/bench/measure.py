@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
@@ -55,6 +56,7 @@ class Measurements:
         self._request = request
         self._tokens = tokens
         self._sampler = Sampler(SamplingOptions(temperature=0))
+        self._rng = np.random.default_rng(request.seed)
 
     def first_token(self) -> int:
         """Compute a short prompt and choose the token after it; return its id."""
@@ -136,7 +138,15 @@ class Measurements:
         computed = state.position
         seconds = self._decode(state, steps, limit)
         computed = state.position - computed
-        return self._sample("decode", depth, state, computed, seconds, before, read_before, filling)
+        sample = self._sample(
+            "decode", depth, state, computed, seconds, before, read_before, filling
+        )
+        return replace(sample, in_place_bytes_per_second=self._weights_bytes_per_second())
+
+    def _weights_bytes_per_second(self) -> float | None:
+        """Return how fast memory gives a token's weights; None for an engine that cannot say."""
+        measure = getattr(self._engine, "weights_bytes_per_second", None)
+        return None if measure is None or self._request.cache == "cold" else measure(self._rng)
 
     def _decode(self, state: State, steps: int, limit_seconds: float | None = None) -> float:
         """Compute so many tokens one by one, choosing after each; return the seconds.

@@ -33,6 +33,9 @@ class Sample:
     #: arrays of the sequence at the end, and how its keys and values are held
     state_bytes: int = 0
     kv_format: str = ""
+    #: at which a token's weights were read right afterwards, where they lie, nothing computed;
+    #: None where that is not known
+    in_place_bytes_per_second: float | None = None
 
     @property
     def tokens_per_second(self) -> float:
@@ -87,6 +90,13 @@ class Figure:
         """Return what the kernel says was read from disk, None when it is silent."""
         values = [s.process_read_bytes for s in self.samples if s.process_read_bytes is not None]
         return sum(values) if len(values) == len(self.samples) else None
+
+    @property
+    def in_place_bytes_per_second(self) -> float | None:
+        """Return the middle one of the samples that have one, else None."""
+        values = [s.in_place_bytes_per_second for s in self.samples]
+        known = [value for value in values if value is not None]
+        return median(known) if known else None
 
     @property
     def time_split(self) -> dict[str, float]:

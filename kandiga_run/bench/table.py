@@ -8,6 +8,7 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.table import Table
 
+from kandiga_run.bench.bounds import Bound
 from kandiga_run.bench.foretold import foretold
 from kandiga_run.bench.report import figure_bound
 from kandiga_run.bench.samples import Figure
@@ -114,11 +115,17 @@ def _figures(measurement: Measurement, results: Results) -> Table:
             f"{speed.min:.3g}-{speed.max:.3g}",
             str(len(figure.samples)),
             format_size(figure.bytes_read_per_token),
-            "-" if close is None else f"{close.fraction:.0%} {close.name}",
+            "-" if close is None else _closeness(close),
             _forecast(figure, measurement, results),
             _split(figure.time_split),
         )
     return table
+
+
+def _closeness(close: Bound) -> str:
+    in_place = close.in_place_fraction
+    beside = "" if in_place is None else f", {in_place:.0%} in place"
+    return f"{close.fraction:.0%} {close.name}{beside}"
 
 
 def _forecast(figure: Figure, measurement: Measurement, results: Results) -> str:

@@ -36,6 +36,7 @@ from kandiga_run.native.dense_copy import DenseCopy
 from kandiga_run.native.dense_move import DenseMove
 from kandiga_run.native.logits import Logits
 from kandiga_run.native.memory_plan import FEW_ROWS, MANY_ROWS, MemoryPlan
+from kandiga_run.native.reading_alone import bytes_per_second, dense_extents, expert_extents
 from kandiga_run.native.rows_as_alone import rows_as_alone
 from kandiga_run.native.scratch import Scratch
 from kandiga_run.native.state import NativeState
@@ -245,6 +246,22 @@ class NativeEngine:
             head_multiply_adds=head,
             expert_multiply_adds=expert_multiply_adds,
         )
+
+    def weights_bytes_per_second(self, rng: np.random.Generator) -> float | None:
+        """Return how fast the weights of a token are read, in place, when nothing is computed.
+
+        Its experts are drawn by `rng`; None when not all of them are in memory.
+        """
+        used, container = self.stats.num_experts_per_token, self._model.container
+        chosen = []
+        for layer in container.layers:
+            drawn = rng.permutation(container.num_experts(layer)).astype(np.int32)
+            chosen.append(drawn[:used])
+        experts = expert_extents(self._model, self._store, chosen)
+        if experts is None:
+            return None
+        dense = dense_extents(matrix for matrix, _ in self._weights.matrices)
+        return bytes_per_second([*dense, *experts])
 
     def save_state(self, state: State, tokens: Sequence[int], path: Path) -> None:
         """Write a state, which has seen `tokens`, to a prompt cache file."""

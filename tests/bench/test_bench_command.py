@@ -37,6 +37,7 @@ SAMPLE_FIELDS = {
     "filling",
     "state_bytes",
     "kv_format",
+    "in_place_bytes_per_second",
 }
 TIMES = {
     "dense",
@@ -140,11 +141,15 @@ class TestNumbers:
             assert ceilings[when]["disk"]["random_bytes_per_second"] > 0
             assert ceilings[when]["kernels"]["multiply_adds_per_second"] > 0
         for measurement in result["measurements"]:
+            is_warm = measurement["cache"] == "warm"
             for figure in measurement["figures"]:
                 assert 0 < figure["ceiling"]["fraction"] < MAX_FRACTION
                 assert figure["ceiling"]["name"] in figure["ceiling"]["seconds"]
+                in_place = figure["ceiling"]["in_place_fraction"]
+                assert (in_place is None) == (figure["kind"] == "prefill" or not is_warm)
+                assert in_place is None or 0 < in_place < MAX_FRACTION
                 told = figure["forecast_tokens_per_second"]
-                is_foretold = figure["kind"] == "decode" and measurement["cache"] == "warm"
+                is_foretold = figure["kind"] == "decode" and is_warm
                 assert (told is not None) == is_foretold
                 assert told is None or 0 < told["low"] < told["high"]
 

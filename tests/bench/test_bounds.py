@@ -50,6 +50,20 @@ def test_decode_in_memory_is_bound_by_what_a_token_reads() -> None:
     assert close.fraction == pytest.approx(0.5)  # 0.1 s at best, 0.2 s measured
 
 
+def test_decode_beside_reading_in_place() -> None:
+    slow_memory = [
+        replace(sample("decode", 0, 4, 0.8), in_place_bytes_per_second=speed)
+        for speed in (13_000.0, 12_000.0, None, 12_500.0)
+    ]
+    close = bound(figure(*slow_memory), WORK, CEILINGS)
+    assert close.fraction == pytest.approx(0.5)
+    assert close.in_place_fraction == pytest.approx(2_000 / 12_500 / 0.2)
+    from_disk = replace(
+        sample("decode", 0, 4, 2.0, bytes_read=1_600), in_place_bytes_per_second=12_000.0
+    )
+    assert bound(figure(from_disk), WORK, CEILINGS).in_place_fraction is None
+
+
 def test_decode_from_disk_is_bound_by_its_misses() -> None:
     close = bound(figure(sample("decode", 0, 4, 2.0, bytes_read=1_600)), WORK, CEILINGS)
     assert close.name == "disk"

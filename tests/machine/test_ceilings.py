@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cython_kernels import READ_ORDERS, read_memory
+from cython_kernels import READ_ORDERS, read_memory, read_ranges
 from kandiga_run.machine.ceilings import disk_ceiling, kernel_ceiling, memory_ceiling
 
 MIB = 1 << 20
@@ -23,12 +23,27 @@ def test_the_read_loop_loads_every_byte(order: int) -> None:
     assert read_memory(array, order) == np.bitwise_xor.reduce(array.view(np.uint64))
 
 
+@pytest.mark.parametrize("order", READ_ORDERS)
+def test_ranges_are_read_without_what_follows_their_last_two_kib(order: int) -> None:
+    array = aligned(np.random.default_rng(2).integers(0, 256, MIB + 64, np.uint8))[:MIB]
+    begins, lengths = [0, 64, 8192], [4096 + 100, 1000, 6144]
+    starts = np.array(begins, np.uint64) + np.uint64(array.ctypes.data)
+    words = array.view(np.uint64)
+    expected = np.bitwise_xor.reduce(words[: 4096 // 8]) ^ np.bitwise_xor.reduce(
+        words[8192 // 8 : (8192 + 6144) // 8]
+    )
+    assert read_ranges(starts, np.array(lengths, np.uint64), order) == expected
+    assert read_ranges(np.empty(0, np.uint64), np.empty(0, np.uint64), order) == 0
+
+
 def test_the_read_loop_refuses_what_it_cannot_read() -> None:
     array = aligned(np.zeros(4096, np.uint8))
     with pytest.raises(ValueError, match="order: 9, expected 0 to"):
         read_memory(array, 9)
     with pytest.raises(ValueError, match="expected a multiple of 64"):
         read_memory(array[1:], 0)
+    with pytest.raises(ValueError, match="lengths: 1, expected 2"):
+        read_ranges(np.zeros(2, np.uint64), np.zeros(1, np.uint64))
 
 
 def test_memory_is_between_a_slow_board_and_a_large_server() -> None:
