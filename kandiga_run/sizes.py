@@ -35,7 +35,12 @@ def parse_size(text: str) -> int:
 def format_size(num_bytes: float) -> str:
     """Return a size in the largest 1000-based unit that leaves a digit before the point."""
     for unit in ("B", "kB", "MB", "GB"):
-        if abs(num_bytes) < 1000:
+        if abs(num_bytes) < 999.5:  # 999.7 would be rounded to 1e+03
             return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.3g} {unit}"
         num_bytes /= 1000
     return f"{num_bytes:.3g} TB"
+
+
+def two_digits(number: float) -> str:
+    """Return a number rounded to two digits, as guesses are told: 0.61, 5.6, 17, 220."""
+    return f"{float(f'{number:.2g}'):g}"

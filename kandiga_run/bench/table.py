@@ -14,7 +14,7 @@ from kandiga_run.bench.report import figure_bound
 from kandiga_run.bench.samples import Figure
 from kandiga_run.bench.session import MachineCeilings, Measurement, Results
 from kandiga_run.memory.items import describe_items
-from kandiga_run.sizes import format_size
+from kandiga_run.sizes import format_size, two_digits
 
 # Wide enough for every column; without a terminal rich would wrap at 80.
 _WIDTH = 120
@@ -131,7 +131,7 @@ def _closeness(close: Bound) -> str:
 def _forecast(figure: Figure, measurement: Measurement, results: Results) -> str:
     """Return what `kandiga-run plan` says of this."""
     told = foretold(figure, measurement, results)
-    return "-" if told is None else f"{told.low:.2g}-{told.high:.2g}"
+    return "-" if told is None else f"{two_digits(told.low)}-{two_digits(told.high)}"
 
 
 def _name(figure: Figure) -> str:

@@ -14,7 +14,7 @@ from kandiga_run.forecast.ceilings import MeasuredCeilings
 from kandiga_run.forecast.shape import ModelShape
 from kandiga_run.forecast.speed import DecodeForecast, decode_forecast
 from kandiga_run.kv.choices import KVChoice
-from kandiga_run.sizes import format_size
+from kandiga_run.sizes import format_size, two_digits
 
 Verdict = Literal["fits", "tight", "no"]
 
@@ -235,7 +235,7 @@ def _judge(
         tight.append("hardly any memory is left for experts: nearly all are read for each token")
     if decode is not None and decode.tokens_per_second.middle < SLOW_TOKENS_PER_SECOND:
         speed = decode.tokens_per_second
-        tight.append(f"slow: {speed.low:.2g} to {speed.high:.2g} tokens a second")
+        tight.append(f"slow: {two_digits(speed.low)} to {two_digits(speed.high)} tokens a second")
     if no:
         return "no", tuple(no)
     return ("tight", tuple(tight)) if tight else ("fits", ())

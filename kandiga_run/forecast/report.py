@@ -11,7 +11,7 @@ from rich.table import Table
 
 from kandiga_run.forecast.forecast import BudgetForecast, Forecast
 from kandiga_run.forecast.speed import ASSUMPTIONS, Band, DecodeForecast
-from kandiga_run.sizes import format_size
+from kandiga_run.sizes import format_size, two_digits
 
 #: Of the object that `forecast_json` returns.
 SCHEMA_VERSION = 1
@@ -171,7 +171,7 @@ def _read(decode: DecodeForecast) -> str:
 
 
 def _band(band: Band) -> str:
-    return f"{band.low:.2g} to {band.high:.2g}"
+    return f"{two_digits(band.low)} to {two_digits(band.high)}"
 
 
 def _tokens(number: int) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kandiga_run.engine import Engine, RewindableState, State, StateMark
+from kandiga_run.engine import BudgetedEngine, Engine, RewindableState, State, StateMark
+from kandiga_run.errors import RunError
 
 #: Marks of recurrent layers together; one is some 60 MB for Qwen3.5-35B-A3B.
 MARKS_BYTES = 256_000_000
@@ -23,6 +24,7 @@ class KeptState:
         self.max_tokens = max_tokens
         self._marks_bytes = marks_bytes
         self._marks: list[StateMark] = []
+        self._can_mark = True
         self.state: State | None = None
         self.seen: list[int] = []
 
@@ -36,7 +38,21 @@ class KeptState:
             self._go_back(self.state, common)
         if self.state is None:
             self.state = self._engine.new_state(self.max_tokens)
+            self._reserve(self.state)
         return self.state
+
+    def _reserve(self, state: State) -> None:
+        """Count a mark's memory in the engine's budget; where it has no room there are no marks."""
+        engine = self._engine
+        if not self.needs_marks or not isinstance(engine, BudgetedEngine):
+            return
+        if engine.budget_bytes is None:
+            return
+        try:
+            engine.reserve(state.recurrent_nbytes, 0, self.max_tokens)
+        except RunError:
+            engine.reserve(0, 0, self.max_tokens)
+            self._can_mark = False
 
     def note(self, tokens: Sequence[int]) -> None:
         """Take note of the tokens of a sequence which the state has been computing.
@@ -53,12 +69,16 @@ class KeptState:
     def needs_marks(self) -> bool:
         """Whether going back takes a mark."""
         state = self.state
-        return isinstance(state, RewindableState) and state.can_mark and not state.can_trim
+        if not isinstance(state, RewindableState) or not self._can_mark:
+            return False
+        return state.can_mark and not state.can_trim
 
     def mark(self) -> None:
         """Make this moment one that the state can go back to, if it needs such a thing."""
         if not self.needs_marks or not isinstance(self.state, RewindableState):
             return
+        if not self._marks_bytes:
+            self._marks.clear()  # else there would be two for a moment
         self._marks = [mark for mark in self._marks if mark.position < self.state.position]
         self._marks.append(self.state.mark())
         while len(self._marks) > 1 and sum(m.nbytes for m in self._marks) > self._marks_bytes:

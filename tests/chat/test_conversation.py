@@ -225,6 +225,26 @@ class TestGoingBack:
         assert talk.last.stats.reused_tokens >= len(talk.prompts.encode(question))
         self.assert_state_is_sound(talk, engine)
 
+    @pytest.mark.parametrize("has_room", [True, False])
+    def test_a_mark_is_counted_in_the_budget(self, tmp_path: Path, has_room: bool) -> None:
+        """Without room for one the conversation goes on, and reads again what a mark would save."""
+        talk, engine = self.talk(tmp_path, "marks", ["Yes."])
+        reserved: list[int] = []
+
+        def reserve(nbytes: int, num_states: int, max_tokens: int) -> int:
+            reserved.append(nbytes)
+            if nbytes and not has_room:
+                raise RunError("no room")
+            return 512
+
+        engine.budget_bytes, engine.reserve = 10**9, reserve
+        engine.state_type = type("Weighing", (engine.state_type,), {"recurrent_nbytes": 70})
+        talk._kept = KeptState(engine, talk.context_tokens, marks_bytes=0)
+        for _ in range(3):
+            assert say(talk, "One?") == "Yes."
+        assert reserved[:2] == [70] if has_room else [70, 0]
+        assert len(talk._kept._marks) == (1 if has_room else 0)
+
     def test_marks_have_a_limit(self, tmp_path: Path) -> None:
         talk, engine = self.talk(tmp_path, "marks", ["Yes."])
         talk._kept = KeptState(engine, talk.context_tokens, marks_bytes=250)

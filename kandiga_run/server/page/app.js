@@ -136,12 +136,14 @@ function showStatus({ model, context_tokens, engine, queue, memory }) {
   byId("model").textContent = model;
   document.title = model;
   const speed = queue.decode_tokens_per_second;
-  const experts = `${engine.experts_per_token} of ${engine.native_experts_per_token}`;
+  const used = engine.experts_per_token;
   const rows = {
     engine: `${engine.name}, ${engine.residency ?? "in memory"}`,
     arithmetic: engine.arithmetic,
     "KV cache": engine.kv ?? "—",
-    "experts a token": engine.is_lossy ? `${experts} (lossy)` : experts,
+    "experts a token": engine.is_lossy
+      ? `${used} of the model's ${engine.native_experts_per_token} (lossy)`
+      : `${used}, as the model was made`,
     context: `${context_tokens} tokens`,
     memory: size(memory.resident_bytes),
     "of it private": size(memory.anonymous_bytes),
