@@ -76,7 +76,7 @@ def setup_command(
     """
     output = invocation.output = Output(is_json=is_json, is_quiet=quiet)
     from kandiga_run.forecast.here import models_folder
-    from kandiga_run.setup.install import install, is_installed, prepare_demo
+    from kandiga_run.setup.install import forget_demo, install, is_installed, prepare_demo
     from kandiga_run.setup.packer import StepFailedError
     from kandiga_run.setup.target import DEMO, find_target
 
@@ -86,11 +86,12 @@ def setup_command(
         if model is None:
             model = _largest_that_fits(folder, memory_bytes, output)
         elif model.lower() == DEMO:
-            model = str(prepare_demo(folder / "demo", output))
+            model = str(prepare_demo(folder, output))
         target = find_target(model, folder)
         if not is_installed(target):
             _agree(target, folder, memory_bytes, output, says_yes=says_yes)
         install(target, output)
+        forget_demo(folder, target)
     except StepFailedError as error:
         if error.code == ExitCode.INTERRUPTED:
             output.notice("the same command goes on from here")

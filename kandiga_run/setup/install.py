@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -13,6 +14,10 @@ from kandiga_run.installer import source_folder
 from kandiga_run.setup.packer import run_packer, run_step
 from kandiga_run.setup.target import Target
 from kandiga_run.terminal.output import Output
+
+#: What `demo.prepare` calls the checkpoint, and the name of what is packed of it.
+DEMO_CHECKPOINT = "smollm2-8x135m-mlx"
+_DEMO_FOLDER = "demo"
 
 
 def is_installed(target: Target) -> bool:
@@ -51,16 +56,28 @@ def _pack(target: Target, dest: Path, output: Output) -> None:
         run_packer("verify", str(dest), messages=output.stderr, quiet=output.is_quiet)
 
 
-def prepare_demo(folder: Path, output: Output) -> Path:
-    """Return the checkpoint of the demo's small real model, made in `folder` if need be.
+def prepare_demo(models: Path, output: Output) -> Path:
+    """Return the demo's small real model, packed already, or its checkpoint, made if need be.
+
+    models: the folder of packed models.
 
     RunError where there is no source tree, which has the code for it. StepFailedError.
     """
-    root = _source_tree()
+    packed = models / DEMO_CHECKPOINT
+    if (packed / MANIFEST_NAME).is_file():
+        return packed
+    root, folder = _source_tree(), models / _DEMO_FOLDER
     output.notice("making the demo's model: SmolLM2-135M as a mixture of 8 experts a layer")
     command = [sys.executable, "-m", "demo.prepare", "--work", str(folder)]
     run_step(command, messages=output.stderr, folder=root)
-    return next(each for each in sorted(folder.glob("*-mlx")) if each.is_dir())
+    return folder / DEMO_CHECKPOINT
+
+
+def forget_demo(models: Path, target: Target) -> None:
+    """Remove what the demo's model was made of, once it is packed: the disk holds it once."""
+    folder = models / _DEMO_FOLDER
+    if Path(target.source).parent == folder and is_installed(target):
+        shutil.rmtree(folder)
 
 
 def _source_tree() -> Path:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pexpect
 import pytest
 
+from demo.prepare import CHECKPOINT_NAME
 from hub_stub import HubStub, hub_environment, run_with_hub
 from kandiga_run.default_model import default_model
 from kandiga_run.errors import RunError
@@ -19,6 +21,7 @@ from kandiga_run.forecast.forecast import Forecast, forecast
 from kandiga_run.forecast.presets import PRESETS
 from kandiga_run.setup import install
 from kandiga_run.setup.choose import best
+from kandiga_run.setup.target import find_target
 from kandiga_run.terminal.output import Output
 from packed import Packed
 
@@ -201,12 +204,27 @@ def test_the_demo_of_a_package_that_was_installed_from_a_clone(
     asked: list[object] = []
     (tmp_path / "clone" / "demo").mkdir(parents=True)
     (tmp_path / "clone" / "demo" / "prepare.py").write_text("")
-    (home / "some-mlx").mkdir(parents=True)
     monkeypatch.setattr(install, "__file__", str(tmp_path / "kandiga_run/setup/install.py"))
     monkeypatch.setattr(install, "source_folder", lambda: tmp_path / "clone")
     monkeypatch.setattr(install, "run_step", lambda command, **options: asked.append(options))
-    assert install.prepare_demo(home, Output(is_quiet=True)) == home / "some-mlx"
+    made = install.prepare_demo(home, Output(is_quiet=True))
+    assert made == home / "demo" / CHECKPOINT_NAME
     assert [options["folder"] for options in asked] == [tmp_path / "clone"]
+
+
+def test_the_disk_holds_the_demo_once(home: Path, tiny: Packed) -> None:
+    """What it was made of goes once it is packed, and it is not made again then."""
+    checkpoint, packed = home / "demo" / CHECKPOINT_NAME, home / CHECKPOINT_NAME
+    shutil.copytree(tiny.checkpoint, checkpoint)
+    target = find_target(str(checkpoint), home)
+    install.forget_demo(home, target)
+    assert checkpoint.is_dir()
+    shutil.copytree(tiny.container, packed)
+    install.forget_demo(home, target)
+    assert not checkpoint.parent.exists()
+    assert install.prepare_demo(home, Output(is_quiet=True)) == packed
+    install.forget_demo(home, find_target(str(packed), home))
+    assert (packed / "kexp.json").is_file()
 
 
 def forecasts(
