@@ -25,7 +25,17 @@ from kandiga_run.kv.prompt_cache import take
 #: attends to them from everywhere.
 BLOCK_TOKENS = 128
 SINK_TOKENS = 4
+#: A token sees at least so many of those before it as they were: attention to them is the largest.
+RECENT_TOKENS = 16
+#: Rows of the uncoded tokens; and those that are left once a block of them is coded.
+_UNCODED_TOKENS = SINK_TOKENS + BLOCK_TOKENS + RECENT_TOKENS
+_KEPT_TOKENS = SINK_TOKENS + RECENT_TOKENS
 MAX_HEAD_DIM = 512
+
+
+def blocks_coded_at(num_tokens: int) -> int:
+    """Return how many blocks are coded once a sequence has so many tokens."""
+    return max(0, num_tokens - _KEPT_TOKENS - 1) // BLOCK_TOKENS
 
 
 @dataclass(frozen=True)
@@ -47,10 +57,11 @@ class Coding:
 class TurboQuantKVCache:
     """Keys and values of one layer: sinks and tail as float16, blocks between them coded.
 
-    A token sees its own block of 128 as float16 and all earlier ones coded, whether tokens come one
-    by one or in chunks: a full block is coded when the next token comes. To keep it so within a
-    chunk, `append` stores what fits the tail and leaves the rest to `attend`, which must follow
-    while the arrays given to `append` still hold the same.
+    A token sees 17 to 144 tokens up to itself as float16 and all earlier ones coded, whether tokens
+    come one by one or in chunks: a block is coded when the token comes that is more than
+    RECENT_TOKENS after it. To keep it so within a chunk, `append` stores what fits the tail and
+    leaves the rest to `attend`, which must follow while the arrays given to `append` still hold the
+    same.
     """
 
     def __init__(self, num_kv_heads: int, head_dim: int, max_tokens: int, coding: Coding) -> None:
@@ -61,8 +72,8 @@ class TurboQuantKVCache:
             )
         self._coding = coding
         self._max_tokens = max_tokens
-        rows = min(max_tokens, SINK_TOKENS + BLOCK_TOKENS)
-        #: Sinks, then the tail: (num_kv_heads, 132, head_dim).
+        rows = min(max_tokens, _UNCODED_TOKENS)
+        #: Sinks, then the tail: (num_kv_heads, 148, head_dim).
         self._keys = np.empty((num_kv_heads, rows, head_dim), np.float16)
         self._values = np.empty_like(self._keys)
         self._num_uncoded = 0
@@ -80,8 +91,8 @@ class TurboQuantKVCache:
         blocks = TurboQuantBlocks(
             num_kv_heads, head_dim, coding.key_bits, coding.value_bits, qjl=coding.qjl
         )
-        rows = min(num_tokens, SINK_TOKENS + BLOCK_TOKENS)
-        num_blocks = max(0, num_tokens - SINK_TOKENS - 1) // BLOCK_TOKENS
+        rows = min(num_tokens, _UNCODED_TOKENS)
+        num_blocks = blocks_coded_at(num_tokens)
         return 4 * num_kv_heads * head_dim * (rows + 1) + num_blocks * blocks.block_bytes
 
     @property
@@ -172,7 +183,7 @@ class TurboQuantKVCache:
             self._energies[:] = energies
         keys, values = (array.astype(np.float16, copy=False) for array in (keys, values))
         num_tokens = keys.shape[1]
-        num_blocks = max(0, num_tokens - SINK_TOKENS - 1) // BLOCK_TOKENS
+        num_blocks = blocks_coded_at(num_tokens)
         label_time(TIME_KV_CODING)
         for index in range(num_blocks):
             self._blocks.encode(keys, values, SINK_TOKENS + index * BLOCK_TOKENS, self._energies)
@@ -228,12 +239,15 @@ class TurboQuantKVCache:
         if self._waiting is None:
             return
         keys, values = self._waiting
-        if self._num_uncoded == SINK_TOKENS + BLOCK_TOKENS:
+        if self._num_uncoded == _UNCODED_TOKENS:
             label_time(TIME_KV_CODING)
             self._blocks.encode(self._keys, self._values, SINK_TOKENS, self._energies)
             label_time(TIME_ATTENTION)
+            # Not a call among these lines: there Python would raise an interrupt.
+            self._keys[:, SINK_TOKENS:_KEPT_TOKENS] = self._keys[:, -RECENT_TOKENS:]
+            self._values[:, SINK_TOKENS:_KEPT_TOKENS] = self._values[:, -RECENT_TOKENS:]
             self._num_coded += BLOCK_TOKENS
-            self._num_uncoded = SINK_TOKENS
+            self._num_uncoded = _KEPT_TOKENS
         count = min(keys.shape[0], self._keys.shape[1] - self._num_uncoded)
         kv_append(keys[:count], values[:count], self._keys, self._values, self._num_uncoded)
         self._num_uncoded += count

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from kandiga_run.errors import RunError
 from kandiga_run.kv.formats import KVPlan
-from kandiga_run.kv.turboquant import BLOCK_TOKENS, SINK_TOKENS
+from kandiga_run.kv.turboquant import BLOCK_TOKENS, SINK_TOKENS, blocks_coded_at
 from kandiga_run.mlx_engine.kv_cache import Coded, TurboQuantCache
 
 # Where nothing has been seen yet. Finite: the difference of two infinities is not a number.
@@ -78,7 +78,7 @@ def attention(
     blocks_before = cache.num_blocks
     positions = cache.uncoded_positions(blocks_before)
     num_coded = cache.code_full_blocks()
-    out = _Attention(queries, cache, scale, mask, sinks).over(positions)
+    out = _Attention(queries, cache, scale, mask, sinks).over(positions, blocks_before)
     cache.drop_coded(num_coded)
     return out.astype(queries.dtype)
 
@@ -118,20 +118,29 @@ class _Attention:
             by_head = sinks.astype(mx.float32).reshape(1, kv_heads, -1, 1, 1)
             self._sums = _Sums(mx.broadcast_to(by_head, shape), mx.ones(shape))
 
-    def over(self, uncoded: NDArray[np.int32]) -> Any:
-        """Return the output (B, heads, T, D); `uncoded`: positions of the uncoded rows."""
-        own, other = _block_of(self._positions), _block_of(uncoded)
-        visible = (uncoded < SINK_TOKENS) | (other == own[:, None])
+    def over(self, uncoded: NDArray[np.int32], blocks_before: int) -> Any:
+        """Return the output (B, heads, T, D).
+
+        uncoded: positions of the uncoded rows. blocks_before: those coded when the call began.
+        """
+        # A trim may have left more blocks coded than a sequence of that length has.
+        by_length = np.array([blocks_coded_at(position + 1) for position in self._positions])
+        num_coded = np.maximum(by_length, blocks_before)
+        end_of_coded = (SINK_TOKENS + num_coded * BLOCK_TOKENS)[:, None]
+        visible = (uncoded < SINK_TOKENS) | (uncoded >= end_of_coded)
         scores = self._queries @ self._across(self._cache.keys).swapaxes(-1, -2)
         weights, _ = self._sums.add(self._masked(scores, uncoded, visible))
         plain = weights @ self._across(self._cache.values)
         if not self._cache.num_blocks:
             return self._flat(plain)
-        coded, factor = self._over_coded(own)
+        coded, factor = self._over_coded(num_coded)
         return self._flat(plain * factor + coded)
 
-    def _over_coded(self, own_blocks: NDArray[np.int32]) -> tuple[Any, Any]:
-        """Return sums of coded values, and what sums from before these are worth."""
+    def _over_coded(self, num_coded: NDArray[np.int64]) -> tuple[Any, Any]:
+        """Return sums of coded values, and what sums from before these are worth.
+
+        num_coded (T): the blocks that each query sees.
+        """
         assert self._cache.coded is not None
         key_code, value_code = (coded.code for coded in self._cache.coded)
         rotated = key_code.rotate(self._queries)
@@ -141,7 +150,7 @@ class _Attention:
             blocks = first + np.arange(keys.num_blocks, dtype=np.int32).repeat(BLOCK_TOKENS)
             positions = np.arange(blocks.size, dtype=np.int32) + first * BLOCK_TOKENS + SINK_TOKENS
             scores = self._scores(rotated, keys)
-            scores = self._masked(scores, positions, blocks < own_blocks[:, None])
+            scores = self._masked(scores, positions, blocks < num_coded[:, None])
             weights, factor = self._sums.add(scores)
             weights = weights * values.scales.astype(mx.float32)[:, :, None, None]
             levels = value_code.levels(values.packed)[:, :, None]
@@ -177,8 +186,3 @@ class _Attention:
     def _flat(self, out: Any) -> Any:
         batch, kv_heads, group, length = self._grouped
         return (out / self._sums.weight).reshape(batch, kv_heads * group, length, -1)
-
-
-def _block_of(positions: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Return the block of each position; sinks are in none that any other has."""
-    return np.where(positions < SINK_TOKENS, -1, (positions - SINK_TOKENS) // BLOCK_TOKENS)

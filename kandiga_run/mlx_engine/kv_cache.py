@@ -16,7 +16,7 @@ from mlx_lm.models import cache as mlx_lm_cache
 from numpy.typing import NDArray
 
 from kandiga_run.errors import RunError
-from kandiga_run.kv.turboquant import BLOCK_TOKENS, SINK_TOKENS, Coding
+from kandiga_run.kv.turboquant import BLOCK_TOKENS, SINK_TOKENS, Coding, blocks_coded_at
 from kandiga_run.mlx_engine.kv_code import Code
 
 #: Blocks that are unpacked at a time, which bounds what is ever held decoded.
@@ -79,8 +79,8 @@ class Coded:
 class TurboQuantCache(mlx_lm_cache._BaseCache):  # type: ignore[misc]
     """Keys and values of one layer, compressed as in the native engine.
 
-    A token sees its own block of 128 as float16 and all earlier ones coded, however prompts are cut
-    into chunks.
+    A token sees 17 to 144 tokens up to itself as float16 and all earlier ones coded, however
+    prompts are cut into chunks.
     """
 
     def __init__(self, key_bits: int, value_bits: int) -> None:
@@ -140,12 +140,12 @@ class TurboQuantCache(mlx_lm_cache._BaseCache):  # type: ignore[misc]
             )
 
     def code_full_blocks(self) -> int:
-        """Code blocks that are full and followed by a token; return how many.
+        """Code blocks that are full and followed by enough tokens; return how many.
 
-        Their rows stay in `keys` and `values` until `drop_coded`: tokens of the blocks themselves
-        have to see them.
+        Their rows stay in `keys` and `values` until `drop_coded`: tokens of the blocks themselves,
+        and those soon after, have to see them.
         """
-        count = max(0, (self.offset - SINK_TOKENS - 1) // BLOCK_TOKENS - self.num_blocks)
+        count = max(0, blocks_coded_at(self.offset) - self.num_blocks)
         if count:
             assert self.coded is not None
             rows = slice(SINK_TOKENS, SINK_TOKENS + count * BLOCK_TOKENS)

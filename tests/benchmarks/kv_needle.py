@@ -31,7 +31,7 @@ from benchmarks.quality.logits_kl import log_softmax
 from benchmarks.quality.text import english_text
 from kandiga_run.engine import Engine, load_engine
 from kandiga_run.kv.choices import BITS
-from kandiga_run.kv.turboquant import BLOCK_TOKENS, SINK_TOKENS
+from kandiga_run.kv.turboquant import BLOCK_TOKENS, RECENT_TOKENS, SINK_TOKENS
 from kandiga_run.tokenizer.prompts import Prompts
 
 NAMES = (
@@ -70,8 +70,9 @@ class Haystack:
 
     def __init__(self, model: Path, length: int, num_needles: int, seed: int) -> None:
         self._tokenizer = Prompts(model).tokenizer
-        # A block has just begun when the questions come.
-        self.length = (length - SINK_TOKENS) // BLOCK_TOKENS * BLOCK_TOKENS + SINK_TOKENS
+        # A block has just been coded when the questions come.
+        uncoded = SINK_TOKENS + RECENT_TOKENS
+        self.length = (length - uncoded) // BLOCK_TOKENS * BLOCK_TOKENS + uncoded
         rng = np.random.default_rng(seed)
         self._names = [str(name) for name in rng.permutation(NAMES)[:num_needles]]
         self._numbers = [str(number) for number in rng.integers(10000, 100000, num_needles)]

@@ -55,9 +55,14 @@ def test_code_is_the_references(bits: int, head_dim: int, coding: tq.Coding) -> 
 
 
 def expected_attention(
-    q: np.ndarray, keys: np.ndarray, values: np.ndarray, cache: TurboQuantCache, scale: float
+    q: np.ndarray,
+    keys: np.ndarray,
+    values: np.ndarray,
+    cache: TurboQuantCache,
+    scale: float,
+    least_blocks: int = 0,
 ) -> np.ndarray:
-    """Each query sees its own block of 128 as float16, earlier ones decoded, and the sinks."""
+    """Each query sees sinks and 17 to 144 tokens up to itself as float16, others decoded."""
     length, tokens = keys.shape[2], q.shape[2]
     assert cache.coded is not None
     decoded_keys, decoded_values = keys.astype(np.float64), values.astype(np.float64)
@@ -68,7 +73,7 @@ def expected_attention(
     group = q.shape[1] // keys.shape[1]
     for row in range(tokens):
         position = length - tokens + row
-        own = 4 + max(0, position - 4) // 128 * 128
+        own = 4 + max(least_blocks, max(0, position - 20) // 128) * 128
         for head in range(q.shape[1]):
             k = np.concatenate([decoded_keys[0, head // group, :own], keys[0, head // group, own:]])
             v = np.concatenate(
@@ -144,6 +149,20 @@ def test_trim_goes_back_into_a_coded_block() -> None:
     assert (cache.offset, cache.num_blocks, cache.keys.shape[2]) == (2, 0, 2)
     np.testing.assert_array_equal(np.array(cache.keys), keys[:, :, :2])
     assert cache.trim(5) == 2
+
+
+def test_trim_to_just_after_a_coded_block() -> None:
+    """It stays coded, though a sequence of that length would not have coded it yet."""
+    keys, values = rows_of(1, 1, 2, 412, 64), rows_of(2, 1, 2, 412, 64)
+    q = rows_of(3, 1, 2, 412, 64).astype(np.float32)
+    cache = TurboQuantCache(4, 4)
+    attend(cache, q[:, :, :410], keys[:, :, :410], values[:, :, :410])
+    cache.trim(15)
+    assert (cache.offset, cache.num_blocks) == (395, 3)
+    more = slice(395, 412)
+    found = attend(cache, q[:, :, more], keys[:, :, more], values[:, :, more])
+    wanted = expected_attention(q[:, :, more], keys, values, cache, 0.1, least_blocks=3)
+    np.testing.assert_allclose(found, wanted, atol=ATTENTION_ROUNDINGS * np.abs(values).max())
 
 
 def test_saved_and_loaded_by_mlx_lm(tmp_path: Path) -> None:
