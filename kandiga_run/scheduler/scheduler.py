@@ -115,6 +115,7 @@ class Scheduler:
             cancelled=counters.cancelled,
             failed=counters.failed,
             refused=counters.refused,
+            finished_by_kv=dict(counters.finished_by_kv),
             prompt_tokens=counters.prompt_tokens,
             cached_tokens=counters.cached_tokens,
             generated_tokens=counters.generated_tokens,

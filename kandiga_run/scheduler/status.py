@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from time import monotonic
 
@@ -27,6 +28,8 @@ class Status:
     cancelled: int
     failed: int
     refused: int
+    #: finished answers by how keys and values were held at their end, such as "f16" or "k4v3"
+    finished_by_kv: Mapping[str, int]
     #: tokens of all requests so far
     prompt_tokens: int
     cached_tokens: int
@@ -78,6 +81,7 @@ class Counters:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     generated_tokens: int = 0
+    finished_by_kv: Counter[str] = field(default_factory=Counter)
     prefill_rate: Rate = field(default_factory=Rate)
     decode_rate: Rate = field(default_factory=Rate)
     #: how long the latest answers took, in seconds

@@ -233,6 +233,7 @@ class Worker:
 
     def _finish(self, one: Running) -> None:
         self._counters.finished += 1
+        self._counters.finished_by_kv[one.state.kv_format or "none"] += 1
         self._counters.durations.append(perf_counter() - one.started)
         self._leave(one)
         try:

@@ -83,6 +83,14 @@ class _SchedulerCollector(Collector):
         for name, field, text in _GAUGES:
             # No figure is 0: nothing was computed in the time it looks back at.
             yield GaugeMetricFamily(f"kandiga_{name}", text, value=getattr(status, field) or 0)
+        by_kv = CounterMetricFamily(
+            "kandiga_answers_by_kv",
+            "Answers that ended by themselves, by how keys and values were held at their end.",
+            labels=("kv",),
+        )
+        for kv, answers in status.finished_by_kv.items():
+            by_kv.add_metric((kv,), answers)
+        yield by_kv
         yield GaugeMetricFamily(
             "kandiga_resident_bytes", "Memory of the process.", value=memory.resident_bytes
         )

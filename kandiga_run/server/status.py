@@ -32,7 +32,9 @@ class EngineStatus(Answer):
     name: str
     residency: str | None
     arithmetic: str
+    #: the choice of --kv; and finished answers by how keys and values were really held
     kv: str | None
+    answers_by_kv: dict[str, int]
     experts_per_token: int
     native_experts_per_token: int
     is_lossy: bool
@@ -116,6 +118,7 @@ def _engine(service: Service) -> EngineStatus:
         residency=run.residency or None,
         arithmetic=run.arithmetic,
         kv=run.kv or None,
+        answers_by_kv=dict(service.scheduler.status().finished_by_kv),
         experts_per_token=run.num_experts_per_token,
         native_experts_per_token=run.top_k,
         is_lossy=run.is_lossy,

@@ -204,6 +204,10 @@ def test_metrics_count_what_happened(prompts: Prompts) -> None:
         assert value("generated_tokens") == answer["usage"]["completion_tokens"]
         assert value("prompt_tokens") == answer["usage"]["prompt_tokens"]
         assert value("answers_finished") == 1
+        # This engine has no keys and values; with a real one it is such as "f16" or "k4v3".
+        assert families["kandiga_answers_by_kv"].samples[0].labels == {"kv": "none"}
+        assert value("answers_by_kv") == 1
+        assert client.get("/status").json()["engine"]["answers_by_kv"] == {"none": 1}
         assert value("resident_bytes") > 1_000_000
         seen = {
             (sample.labels["path"], sample.labels["status"]): sample.value

@@ -137,10 +137,11 @@ function showStatus({ model, context_tokens, engine, queue, memory }) {
   document.title = model;
   const speed = queue.decode_tokens_per_second;
   const used = engine.experts_per_token;
+  const held = Object.keys(engine.answers_by_kv).join(", ");
   const rows = {
     engine: `${engine.name}, ${engine.residency ?? "in memory"}`,
     arithmetic: engine.arithmetic,
-    "KV cache": engine.kv ?? "—",
+    "KV cache": held ? `${engine.kv} (${held})` : (engine.kv ?? "—"),
     "experts a token": engine.is_lossy
       ? `${used} of the model's ${engine.native_experts_per_token} (lossy)`
       : `${used}, as the model was made`,
