@@ -58,6 +58,7 @@ void kandiga_select_isa(int isa) {
     if (isa == KANDIGA_ISA_AMX) {
         kandiga_gemm = kandiga_gemm_amx;
         kandiga_gemm_int = kandiga_gemm_int_amx;
+        kandiga_turboquant = kandiga_turboquant_amx;
     }
 #endif
     selected = isa;

@@ -86,4 +86,5 @@ static inline __attribute__((always_inline)) void unpack_unit(int bits, const ui
 }
 
 #define TURBOQUANT_TABLE kandiga_turboquant_avx2
+#define TURBOQUANT_PRODUCTS "turboquant_rows.inc"
 #include "turboquant_attend.inc"

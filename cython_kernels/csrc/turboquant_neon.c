@@ -82,4 +82,5 @@ static inline __attribute__((always_inline)) void unpack_unit(int bits, const ui
 #ifndef TURBOQUANT_TABLE
 #define TURBOQUANT_TABLE kandiga_turboquant_neon
 #endif
+#define TURBOQUANT_PRODUCTS "turboquant_rows.inc"
 #include "turboquant_attend.inc"

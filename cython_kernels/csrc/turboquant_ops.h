@@ -6,6 +6,8 @@
  *                        every instruction set
  * turboquant_shape.inc   codes of keys that take care of what queries look at
  * turboquant_attend.inc  attention on the codes, written once over what turboquant_<isa>.c defines
+ * turboquant_rows.inc    its products, in vector registers
+ * turboquant_tiles.inc   its products, in the tiles of AMX
  * turboquant.h, .c       the public calls: splitting over threads, merging
  * specs/turboquant.md    the arithmetic and its reasons
  *
@@ -97,6 +99,7 @@ struct turboquant_ops {
 extern const struct turboquant_ops kandiga_turboquant_scalar;
 extern const struct turboquant_ops kandiga_turboquant_avx2;
 extern const struct turboquant_ops kandiga_turboquant_avx512vnni;
+extern const struct turboquant_ops kandiga_turboquant_amx;
 extern const struct turboquant_ops kandiga_turboquant_neon;
 extern const struct turboquant_ops kandiga_turboquant_neondot;
 

@@ -151,8 +151,10 @@ def main(
         return
     use = in_group(budget_bytes)
     peak = "unknown" if use.peak_bytes is None else format_size(use.peak_bytes)
-    print(f"control group of {format_size(budget_bytes)}: peak {peak}, page cache included; ")
-    print(f"met its limit: {use.met_limit}; out-of-memory kills: {use.oom_kills}")
+    print(
+        f"control group of {format_size(budget_bytes)}: at most {peak} charged, page cache "
+        f"included; met its limit: {use.met_limit}; out-of-memory kills: {use.oom_kills}"
+    )
 
 
 if __name__ == "__main__":

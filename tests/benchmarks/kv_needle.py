@@ -149,7 +149,7 @@ def _recorded(path: Path | None, about: dict[str, object]) -> dict[str, list[Fou
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path, exists=True))
-@click.option("--lengths", default="1028,2052,4100,8068", show_default=True)
+@click.option("--lengths", default="916,1940,3988,7956", show_default=True)
 @click.option("--needles", default=20, show_default=True, help="In each text; at most 20.")
 @click.option("--seeds", default=1, show_default=True, help="Texts of each length.")
 @click.option("--names", default=f"fp16,{','.join(BITS)}", show_default=True)

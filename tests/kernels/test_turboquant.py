@@ -7,6 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 import cython_kernels as ck
+from cython_kernels import _kernels
 from cython_kernels.reference import turboquant as tq
 from kernels.cases import Case, check, guarded, misaligned, run_here
 from kernels.turboquant_cases import all_cases, halves
@@ -65,6 +66,27 @@ def test_result_does_not_depend_on_the_number_of_threads(isa: str, use_isa: None
         results.append([attend(blocks, 64).tobytes(), attend(blocks, 64, 5).tobytes()])
     ck.set_num_threads(before)
     assert results[0] == results[1] == results[2]
+
+
+@pytest.mark.skipif("amx" not in ISAS, reason="no AMX here")
+@pytest.mark.parametrize("head_dim", [20, 64, 80, 256, 512])
+@pytest.mark.parametrize("bits", [(3, 3, True), (4, 3, False), (8, 2, False)])
+def test_tiles_give_what_vectors_give(
+    head_dim: int, bits: tuple[int, int, bool], request: pytest.FixtureRequest
+) -> None:
+    """Sums are whole numbers in both, so each bit of the results agrees."""
+    key_bits, value_bits, qjl = bits
+    blocks = coded(head_dim, 3, key_bits=key_bits, value_bits=value_bits, qjl=qjl)
+    blocks.trim(37)
+    before = ck.isa()
+    request.addfinalizer(lambda: _kernels._force_isa(before))
+    results = {}
+    for isa in ("avx512vnni", "amx"):
+        _kernels._force_isa(isa)
+        # 3, 9 and 27 query rows of a KV head: part of a tile, and two of them.
+        results[isa] = [attend(blocks, head_dim, tokens) for tokens in (1, 3, 9)]
+    for vectors, tiles in zip(results["avx512vnni"], results["amx"], strict=True):
+        np.testing.assert_array_equal(tiles, vectors)
 
 
 @pytest.mark.parametrize("isa", ISAS)
