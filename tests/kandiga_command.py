@@ -1,9 +1,11 @@
 """`kandiga-run` as a user starts it: a process of its own."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 # A process that hangs must fail its test; on a busy machine one may take many seconds.
 TIMEOUT_SECONDS = 300
@@ -22,3 +24,16 @@ def kandiga_run(
         timeout=TIMEOUT_SECONDS,
         env={**os.environ, **variables},
     )
+
+
+def ok(*arguments: str | Path, text: str = "") -> "subprocess.CompletedProcess[str]":
+    """Run a command that ends well."""
+    result = kandiga_run(*arguments, text=text)
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+def as_json(*arguments: str | Path, text: str = "") -> dict[str, Any]:
+    """Run a command that ends well; return the object it prints."""
+    result: dict[str, Any] = json.loads(ok(*arguments, "--json", text=text).stdout)
+    return result

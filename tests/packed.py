@@ -1,5 +1,7 @@
 """Tiny checkpoints and the containers made of them."""
 
+import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,3 +39,17 @@ class PackedModels:
             folder = self._folder / f"{len(self._known)}-{family}"
             self._known[key] = pack_checkpoint(make_checkpoint(folder, family, **options))
         return self._known[key]
+
+
+#: Options with which `endless_copy` answers until it is stopped.
+ENDLESS = ("--max-tokens", "1000000", "--context", "2000000")
+
+
+def endless_copy(container: Path, folder: Path) -> Path:
+    """Copy a container to `folder`, without a stop token."""
+    shutil.copytree(container, folder)
+    (folder / "generation_config.json").write_text('{"eos_token_id": []}')
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    del settings["eos_token"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
