@@ -4,12 +4,12 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bigram_engine import BigramEngine
+from greedy import direct_greedy
 from kandiga_run.errors import RunError
 from kandiga_run.generation.loop import GenerateOptions, Generation, generate
 from kandiga_run.generation.sampling import SamplingOptions
@@ -116,12 +116,7 @@ def test_greedy_equals_a_direct_loop() -> None:
     prompt = encode("The quick fox")
     engine = BigramEngine(encode(TEXT), TOKENIZER.get_vocab_size())
     generation = generate(engine, prompt, GenerateOptions(max_tokens=12, prefill_chunk=2))
-    state = engine.new_state(100)
-    logits = engine.forward(np.array(prompt, np.int32), state)
-    wanted = []
-    for _ in range(12):
-        wanted.append(int(logits[-1].argmax()))
-        logits = engine.forward(np.array(wanted[-1:], np.int32), state)
+    wanted = direct_greedy(engine, prompt, 12, frozenset())
     assert [token.id for token in generation] == wanted
 
 

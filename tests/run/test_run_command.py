@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pytest
 
 from formats import open_set
+from greedy import direct_greedy
 from kandiga_command import as_json, ok
 from kandiga_run.engine import load_engine
 from kandiga_run.tokenizer.prompts import Prompts
@@ -58,12 +58,7 @@ class TestRun:
         prompts = Prompts(container)
         prompt = prompts.encode(prompts.render([{"role": "user", "content": "Hello"}]))
         engine = load_engine(container, engine=engine_name)
-        state = engine.new_state(len(prompt) + 24)
-        logits = engine.forward(np.array(prompt, np.int32), state)
-        wanted: list[int] = []
-        while len(wanted) < 24 and (not wanted or wanted[-1] not in prompts.stop_token_ids):
-            wanted.append(int(logits[-1].argmax()))
-            logits = engine.forward(np.array(wanted[-1:], np.int32), state)
+        wanted = direct_greedy(engine, prompt, 24, prompts.stop_token_ids)
         engine.close()
         assert result["token_ids"] == wanted
         assert result["text"] == prompts.decode(wanted)
