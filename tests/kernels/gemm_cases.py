@@ -6,16 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from kernels.cases import Case
-from kernels.quant_cases import (
-    ARITHMETIC_NAMES,
-    BITS,
-    GROUP_SIZES,
-    Weight,
-    expert_case,
-    matmul_case,
-    plain,
-    quantized,
-)
+from kernels.quant_cases import expert_case, matmul_case
+from kernels.quant_weights import ARITHMETIC_NAMES, BITS, GROUP_SIZES, Weight, plain, quantized
 
 
 def matrix_cases() -> Iterator[Case]:

@@ -17,7 +17,8 @@ import cython_kernels
 from containers import write_set
 from formats import KexpSet, Layout, Part, open_set
 from kernels.cases import Arrays, Case, guarded, run_here
-from kernels.quant_cases import BITS, DTYPES, GROUP_SIZES, PROJECTIONS
+from kernels.quant_cases import PROJECTIONS
+from kernels.quant_weights import BITS, DTYPES, GROUP_SIZES
 from kernels.runner import Runner
 
 NUM_EXPERTS = 3
