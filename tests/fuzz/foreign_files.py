@@ -7,7 +7,7 @@ import random
 import struct
 from dataclasses import dataclass, field
 
-from fuzz.mutate import odd_number, scramble
+from fuzz.odd_values import odd_number, scramble
 
 _SCALAR_BYTES = (1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8)
 

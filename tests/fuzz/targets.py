@@ -23,8 +23,11 @@ import zstandard
 from formats import KexpError, canonical_json, dense, layout_section, manifest, meta, sections
 from fuzz import foreign_files, json_text, remote_hub, sets
 from fuzz.campaign import valid_folders
+from fuzz.document_damage import random_document
+from fuzz.layout_damage import LAYOUT_MUTATIONS
 from fuzz.limits import guarded
-from fuzz.mutate import LAYOUT_MUTATIONS, mutate_any, mutate_set, random_document, scramble
+from fuzz.mutate import mutate_any, mutate_set
+from fuzz.odd_values import scramble
 from fuzz.oracle import Oracle, disagreements, provide_zstd, scratch_folder
 from fuzz.sets import Files
 from kandiga_pack.errors import PackError
