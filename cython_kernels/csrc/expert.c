@@ -167,12 +167,23 @@ static void add_group(struct run* run, uint64_t address, size_t first_row, size_
         run->row_of[run->wave_rows++] = first_row + i;
 }
 
-/* Put the rows of the experts that gemm.h does not serve into waves, and run each wave. */
-static void run_waves(struct run* run, const uint64_t* addresses, size_t num_experts,
-                      const int32_t* row_offsets) {
+/* By the number of its rows, an expert is served by gemm.h, by expert_few.h or in waves. */
+enum way { NO_ROWS, GEMM, FEW, WAVES };
+
+static enum way way_of(const struct kandiga_expert_layout* layout, size_t num_rows) {
+    if (num_rows == 0)
+        return NO_ROWS;
+    if (kandiga_gemm_serves_expert(layout, num_rows))
+        return GEMM;
+    return num_rows <= KANDIGA_FEW_TOKENS ? FEW : WAVES;
+}
+
+/* Put the rows of the experts that are served so into waves, and run each wave. */
+static void fill_waves(struct run* run, const uint64_t* addresses, size_t num_experts,
+                       const int32_t* row_offsets) {
     for (size_t j = 0; j < num_experts; j++) {
         size_t row = (size_t)row_offsets[j], end = (size_t)row_offsets[j + 1];
-        if (kandiga_gemm_serves_expert(run->layout, end - row))
+        if (way_of(run->layout, end - row) != WAVES)
             continue;
         while (row < end) {
             size_t space = WAVE_ROWS - run->wave_rows;
@@ -187,62 +198,31 @@ static void run_waves(struct run* run, const uint64_t* addresses, size_t num_exp
         run_wave(run);
 }
 
-/* Whether kandiga_expert_few takes the call, in slices of at most KANDIGA_FEW_ROWS rows. */
-static int is_few(const struct kandiga_expert_layout* layout, size_t num_experts,
-                  const int32_t* row_offsets) {
-    int32_t most = 0;
-    for (size_t j = 0; j < num_experts; j++)
-        most =
-            row_offsets[j + 1] - row_offsets[j] > most ? row_offsets[j + 1] - row_offsets[j] : most;
-    return most <= KANDIGA_FEW_TOKENS && !kandiga_gemm_serves_expert(layout, (size_t)most);
-}
-
+/* The experts of few rows, as many of them in a call as it takes. */
 static void run_few(const struct kandiga_expert_layout* layout, const uint64_t* addresses,
                     size_t num_experts, const int32_t* row_offsets, const int32_t* rows,
                     const float* x, float* out, float* scratch) {
-    const size_t hidden_size = layout->gate.matrix.in_features;
-    for (size_t begin = 0, end = 0; begin < num_experts; begin = end) {
-        const int32_t first = row_offsets[begin];
-        int32_t offsets[KANDIGA_FEW_ROWS + 1] = {0};
-        while (end < num_experts && end - begin < KANDIGA_FEW_ROWS &&
-               row_offsets[end + 1] - first <= KANDIGA_FEW_ROWS) {
-            end++;
-            offsets[end - begin] = row_offsets[end] - first;
-        }
-        kandiga_expert_few(layout, addresses + begin, end - begin, offsets, rows + first, x,
-                           out + (size_t)first * hidden_size, scratch);
-    }
-}
-
-static int serves_all(const struct kandiga_expert_layout* layout, size_t num_experts,
-                      const int32_t* row_offsets) {
+    struct kandiga_few experts[KANDIGA_FEW_ROWS];
+    size_t num_few = 0, few_rows = 0;
     for (size_t j = 0; j < num_experts; j++) {
-        size_t num_rows = (size_t)(row_offsets[j + 1] - row_offsets[j]);
-        if (num_rows > 0 && !kandiga_gemm_serves_expert(layout, num_rows))
-            return 0;
+        const size_t first = (size_t)row_offsets[j], n = (size_t)row_offsets[j + 1] - first;
+        if (way_of(layout, n) != FEW)
+            continue;
+        if (few_rows + n > KANDIGA_FEW_ROWS) {
+            kandiga_expert_few(layout, experts, num_few, rows, x, out, scratch);
+            num_few = few_rows = 0;
+        }
+        experts[num_few++] = (struct kandiga_few){addresses[j], first, n};
+        few_rows += n;
     }
-    return 1;
+    if (num_few > 0)
+        kandiga_expert_few(layout, experts, num_few, rows, x, out, scratch);
 }
 
-int kandiga_expert_mlp(const struct kandiga_expert_layout* layout, const uint64_t* addresses,
-                       size_t num_experts, const int32_t* row_offsets, const int32_t* rows,
-                       const float* x, size_t num_tokens, float* out, float* scratch) {
-    if (num_experts == 0 || row_offsets[num_experts] == 0)
-        return 0;
-    float* aligned = (float*)(((uintptr_t)scratch + 63) & ~(uintptr_t)63);
-    if (is_few(layout, num_experts, row_offsets)) {
-        kandiga_pool_hold();
-        run_few(layout, addresses, num_experts, row_offsets, rows, x, out, aligned);
-        kandiga_pool_release();
-        return 0;
-    }
-    kandiga_pool_hold();
-    int status = kandiga_gemm_expert_mlp(layout, addresses, num_experts, row_offsets, rows, x, out);
-    if (status != 0 || serves_all(layout, num_experts, row_offsets)) {
-        kandiga_pool_release();
-        return status;
-    }
-    size_t wave_rows = min_size((size_t)row_offsets[num_experts], WAVE_ROWS);
+static void run_waves(const struct kandiga_expert_layout* layout, const uint64_t* addresses,
+                      size_t num_experts, const int32_t* row_offsets, const int32_t* rows,
+                      const float* x, size_t num_tokens, float* out, float* scratch) {
+    const size_t wave_rows = min_size((size_t)row_offsets[num_experts], WAVE_ROWS);
     struct run run;
     run.layout = layout;
     run.hidden_size = layout->gate.matrix.in_features;
@@ -254,16 +234,33 @@ int kandiga_expert_mlp(const struct kandiga_expert_layout* layout, const uint64_
     run.two_orders = num_orders(layout) == 2;
     run.by_token = num_tokens <= wave_rows;
     run.order_stride = wave_rows * hidden_floats(&run);
-    run.prepared_x = aligned;
+    run.prepared_x = scratch;
     run.prepared_h = run.prepared_x + num_orders(layout) * run.order_stride;
     run.activated = run.prepared_h + wave_rows * intermediate_floats(&run);
     run.num_groups = 0;
     run.wave_rows = 0;
     if (run.by_token)
         parallel_prepare(prepare_x_item, &run, num_tokens, run.hidden_size);
-    run_waves(&run, addresses, num_experts, row_offsets);
+    fill_waves(&run, addresses, num_experts, row_offsets);
+}
+
+int kandiga_expert_mlp(const struct kandiga_expert_layout* layout, const uint64_t* addresses,
+                       size_t num_experts, const int32_t* row_offsets, const int32_t* rows,
+                       const float* x, size_t num_tokens, float* out, float* scratch) {
+    int wanted[WAVES + 1] = {0};
+    for (size_t j = 0; j < num_experts; j++)
+        wanted[way_of(layout, (size_t)(row_offsets[j + 1] - row_offsets[j]))] = 1;
+    float* aligned = (float*)(((uintptr_t)scratch + 63) & ~(uintptr_t)63);
+    int status = 0;
+    kandiga_pool_hold();
+    if (wanted[GEMM])
+        status = kandiga_gemm_expert_mlp(layout, addresses, num_experts, row_offsets, rows, x, out);
+    if (wanted[FEW] && status == 0)
+        run_few(layout, addresses, num_experts, row_offsets, rows, x, out, aligned);
+    if (wanted[WAVES] && status == 0)
+        run_waves(layout, addresses, num_experts, row_offsets, rows, x, num_tokens, out, aligned);
     kandiga_pool_release();
-    return 0;
+    return status;
 }
 
 struct combine_job {

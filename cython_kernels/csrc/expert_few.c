@@ -16,8 +16,7 @@
  */
 struct run {
     const struct kandiga_expert_layout* layout;
-    const uint64_t* addresses;
-    const int32_t* row_offsets;
+    const struct kandiga_few* experts;
     size_t num_experts, hidden_size, intermediate_size;
     float* out;
     struct kandiga_pieces gate_up, down;
@@ -29,7 +28,10 @@ struct run {
     size_t hidden_floats, intermediate_floats, activated_stride;
     /* Of gate and up, and one more for preparing h; 0: h is ready. */
     _Atomic size_t rows_left[KANDIGA_FEW_ROWS];
-    size_t first_row_of[KANDIGA_FEW_ROWS]; /* the first row of the same token */
+    /* Rows are counted in the order of the experts: each one's first, and of a row the first of the
+     * same token. */
+    size_t begin_of[KANDIGA_FEW_ROWS];
+    size_t first_row_of[KANDIGA_FEW_ROWS];
 };
 
 static size_t min_size(size_t a, size_t b) {
@@ -45,10 +47,6 @@ size_t kandiga_expert_few_floats(const struct kandiga_expert_layout* layout, siz
     return num_rows *
            (num_orders(layout) * kandiga_prepared_floats(layout->gate.matrix.in_features) +
             2 * kandiga_round_up(intermediate, 16) + kandiga_prepared_floats(intermediate));
-}
-
-static size_t num_rows_of(const struct run* run, size_t expert) {
-    return (size_t)(run->row_offsets[expert + 1] - run->row_offsets[expert]);
 }
 
 /* Ask for the first rows from `row` on. */
@@ -68,8 +66,8 @@ static void prefetch_head(const struct kandiga_matrix* w, size_t row) {
 }
 
 static void prepare_h(const struct run* run, size_t expert) {
-    for (size_t i = 0; i < num_rows_of(run, expert); i++) {
-        size_t row = (size_t)run->row_offsets[expert] + i;
+    for (size_t i = 0; i < run->experts[expert].num_rows; i++) {
+        size_t row = run->begin_of[expert] + i;
         kandiga_prepare(&run->layout->down.matrix, run->gate + row * run->activated_stride,
                         run->prepared_h + row * run->intermediate_floats);
     }
@@ -77,9 +75,9 @@ static void prepare_h(const struct run* run, size_t expert) {
 
 static void gate_up_rows(struct run* run, size_t expert, size_t begin, size_t end) {
     const struct kandiga_expert_layout* layout = run->layout;
-    const size_t first = (size_t)run->row_offsets[expert], count = num_rows_of(run, expert);
-    const struct kandiga_matrix gate = kandiga_bind(&layout->gate, run->addresses[expert]);
-    const struct kandiga_matrix up = kandiga_bind(&layout->up, run->addresses[expert]);
+    const size_t first = run->begin_of[expert], count = run->experts[expert].num_rows;
+    const struct kandiga_matrix gate = kandiga_bind(&layout->gate, run->experts[expert].address);
+    const struct kandiga_matrix up = kandiga_bind(&layout->up, run->experts[expert].address);
     const float* gate_x[KANDIGA_FEW_TOKENS];
     const float* up_x[KANDIGA_FEW_TOKENS];
     for (size_t i = 0; i < count; i++) {
@@ -91,7 +89,8 @@ static void gate_up_rows(struct run* run, size_t expert, size_t begin, size_t en
     prefetch_head(&up, begin);
     kandiga_rows(&gate, gate_x, count, begin, end, gate_out, run->activated_stride);
     if (end == run->intermediate_size && expert + 1 < run->num_experts) {
-        const struct kandiga_matrix next = kandiga_bind(&layout->gate, run->addresses[expert + 1]);
+        const struct kandiga_matrix next =
+            kandiga_bind(&layout->gate, run->experts[expert + 1].address);
         prefetch_head(&next, 0);
     }
     kandiga_rows(&up, up_x, count, begin, end, up_out, run->activated_stride);
@@ -106,20 +105,21 @@ static void gate_up_rows(struct run* run, size_t expert, size_t begin, size_t en
 }
 
 static void down_rows(struct run* run, size_t expert, size_t begin, size_t end) {
-    const size_t first = (size_t)run->row_offsets[expert], count = num_rows_of(run, expert);
-    const struct kandiga_matrix down = kandiga_bind(&run->layout->down, run->addresses[expert]);
+    const size_t first = run->begin_of[expert], count = run->experts[expert].num_rows;
+    const struct kandiga_matrix down =
+        kandiga_bind(&run->layout->down, run->experts[expert].address);
     const float* h[KANDIGA_FEW_TOKENS];
     for (size_t i = 0; i < count; i++)
         h[i] = run->prepared_h + (first + i) * run->intermediate_floats;
     if (end == run->hidden_size && expert + 1 < run->num_experts) {
         const struct kandiga_matrix next =
-            kandiga_bind(&run->layout->down, run->addresses[expert + 1]);
+            kandiga_bind(&run->layout->down, run->experts[expert + 1].address);
         prefetch_head(&next, 0);
     }
     while (atomic_load(&run->rows_left[expert]) != 0)
         sched_yield();
-    kandiga_rows(&down, h, count, begin, end, run->out + first * run->hidden_size + begin,
-                 run->hidden_size);
+    float* out = run->out + run->experts[expert].first_row * run->hidden_size + begin;
+    kandiga_rows(&down, h, count, begin, end, out, run->hidden_size);
 }
 
 static void run_piece(void* context, size_t item) {
@@ -140,19 +140,25 @@ static void run_piece(void* context, size_t item) {
 }
 
 /* Rows of the same token share what its first row prepares. */
-static void prepare_x(struct run* run, const int32_t* rows, const float* x, size_t num_rows) {
-    for (size_t row = 0; row < num_rows; row++) {
-        size_t first = 0;
-        while (rows[first] != rows[row])
-            first++;
-        run->first_row_of[row] = first;
-        if (first < row)
-            continue;
-        const float* token = x + (size_t)rows[row] * run->hidden_size;
-        float* prepared = run->prepared_x + row * run->hidden_floats;
-        kandiga_prepare(&run->layout->gate.matrix, token, prepared);
-        if (run->order_stride)
-            kandiga_prepare(&run->layout->up.matrix, token, prepared + run->order_stride);
+static void prepare_x(struct run* run, const int32_t* rows, const float* x) {
+    int32_t tokens[KANDIGA_FEW_ROWS];
+    size_t row = 0;
+    for (size_t j = 0; j < run->num_experts; j++) {
+        run->begin_of[j] = row;
+        for (size_t i = 0; i < run->experts[j].num_rows; i++, row++) {
+            tokens[row] = rows[run->experts[j].first_row + i];
+            size_t first = 0;
+            while (tokens[first] != tokens[row])
+                first++;
+            run->first_row_of[row] = first;
+            if (first < row)
+                continue;
+            const float* token = x + (size_t)tokens[row] * run->hidden_size;
+            float* prepared = run->prepared_x + row * run->hidden_floats;
+            kandiga_prepare(&run->layout->gate.matrix, token, prepared);
+            if (run->order_stride)
+                kandiga_prepare(&run->layout->up.matrix, token, prepared + run->order_stride);
+        }
     }
 }
 
@@ -160,14 +166,15 @@ static size_t row_bytes(const struct kandiga_projection* p) {
     return p->matrix.in_features * (size_t)(p->matrix.bits > 0 ? p->matrix.bits : 16) / 8;
 }
 
-void kandiga_expert_few(const struct kandiga_expert_layout* layout, const uint64_t* addresses,
-                        size_t num_experts, const int32_t* row_offsets, const int32_t* rows,
+void kandiga_expert_few(const struct kandiga_expert_layout* layout,
+                        const struct kandiga_few* experts, size_t num_experts, const int32_t* rows,
                         const float* x, float* out, float* scratch) {
-    const size_t num_rows = (size_t)row_offsets[num_experts];
+    size_t num_rows = 0;
+    for (size_t j = 0; j < num_experts; j++)
+        num_rows += experts[j].num_rows;
     struct run run = {
         .layout = layout,
-        .addresses = addresses,
-        .row_offsets = row_offsets,
+        .experts = experts,
         .num_experts = num_experts,
         .hidden_size = layout->gate.matrix.in_features,
         .intermediate_size = layout->gate.matrix.out_features,
@@ -181,7 +188,7 @@ void kandiga_expert_few(const struct kandiga_expert_layout* layout, const uint64
     run.prepared_h = run.prepared_x + num_orders(layout) * num_rows * run.hidden_floats;
     run.gate = run.prepared_h + num_rows * run.intermediate_floats;
     run.up = run.gate + num_rows * run.activated_stride;
-    prepare_x(&run, rows, x, num_rows);
+    prepare_x(&run, rows, x);
     for (size_t j = 0; j < num_experts; j++)
         atomic_init(&run.rows_left[j], run.intermediate_size + 1);
     const size_t num_threads = (size_t)kandiga_num_threads();
