@@ -6,6 +6,10 @@ from libc.string cimport memcpy
 cdef extern from "stdlib.h" nogil:
     int posix_memalign(void** memory, size_t alignment, size_t size)
 
+cdef extern from "block_memory.h" nogil:
+    void* kandiga_take_block(size_t block_bytes)
+    int kandiga_give_block(void* block)
+
 cdef extern from "turboquant.h" nogil:
     cdef enum:
         TQ_BLOCK_TOKENS
@@ -41,6 +45,16 @@ cdef extern from "turboquant.h" nogil:
                            float* out)
     int turboquant_attention_c "turboquant_attention"(const turboquant_cache* cache,
                                                       const attention_args* args, const rows* out)
+
+
+# A short cache has no use for huge pages: the first one would be larger than all it holds.
+cdef enum:
+    FIRST_HUGE_BLOCK = 32
+
+
+cdef void free_block(uint8_t* block) noexcept:
+    if not kandiga_give_block(block):
+        free(block)
 
 
 cdef class TurboQuantBlocks:
@@ -84,7 +98,7 @@ cdef class TurboQuantBlocks:
 
     def __dealloc__(self):
         for i in range(self.count):
-            free(self.blocks[i])
+            free_block(self.blocks[i])
         free(self.blocks)
         free(self.counts)
         free(self.signs)
@@ -128,7 +142,9 @@ cdef class TurboQuantBlocks:
             self.counts = <int32_t*>memory
             self.capacity = capacity
         memory = NULL
-        if posix_memalign(&memory, 64, self.layout.block_bytes) != 0:
+        if self.count >= FIRST_HUGE_BLOCK:
+            memory = kandiga_take_block(self.layout.block_bytes)
+        if memory == NULL and posix_memalign(&memory, 64, self.layout.block_bytes) != 0:
             raise MemoryError(f"no memory for a block of {self.layout.block_bytes} bytes")
         self.blocks[self.count] = <uint8_t*>memory
         self.counts[self.count] = tokens
@@ -174,7 +190,7 @@ cdef class TurboQuantBlocks:
                 return
             self.count -= 1
             rest -= self.counts[self.count]
-            free(self.blocks[self.count])
+            free_block(self.blocks[self.count])
 
     def counts_of_blocks(self):
         """Return the tokens of each block."""

@@ -46,8 +46,8 @@ engine_options = together(
         type=click.Choice(KV_CHOICES),
         default="auto",
         show_default=True,
-        help="Keys and values: fp16, or so many bits for each (lossy). auto is fp16 up to 16384 "
-        "tokens and k4v3 beyond.",
+        help="Keys and values: fp16 (float32 for a float32 checkpoint), or so many bits for each "
+        "(lossy). auto is fp16 up to 16384 tokens and k4v3 beyond.",
     ),
     click.option(
         "--kv-qjl",

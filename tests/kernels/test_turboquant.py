@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 import cython_kernels as ck
 from cython_kernels import _kernels
 from cython_kernels.reference import turboquant as tq
+from kandiga_run.memory.use import memory_use
 from kernels.cases import Case, check, guarded, misaligned, run_here
 from kernels.turboquant_cases import all_cases, halves
 
@@ -87,6 +88,38 @@ def test_tiles_give_what_vectors_give(
         results[isa] = [attend(blocks, head_dim, tokens) for tokens in (1, 3, 9)]
     for vectors, tiles in zip(results["avx512vnni"], results["amx"], strict=True):
         np.testing.assert_array_equal(tiles, vectors)
+
+
+def test_long_caches_share_memory_and_give_it_back() -> None:
+    """Blocks of several caches lie in the same huge pages, mixed; those of one that ends return."""
+    rows = halves(1, 2, 128, 256)
+    caches = [ck.TurboQuantBlocks(2, 256, 4, 3) for _ in range(3)]
+    before = memory_use().anonymous_bytes or 0
+    for _ in range(300):
+        for cache in caches:
+            cache.encode(rows, rows, 0)
+    wanted, found = np.empty((2, caches[0].block_bytes), np.uint8)
+    caches[0].save(0, wanted)
+    held = (memory_use().anonymous_bytes or 0) - before
+    one_cache_bytes = 300 * caches[0].block_bytes
+    # A few huge pages of 2 MB beyond the blocks.
+    assert held < 3 * one_cache_bytes + (8 << 20)
+    caches[1].trim(150 * 128)
+    del caches[0]
+    left = (memory_use().anonymous_bytes or 0) - before
+    assert left < 1.5 * one_cache_bytes + (8 << 20)
+    # Memory that has come back is taken again, and no block lies over another.
+    caches.append(ck.TurboQuantBlocks(2, 256, 4, 3))
+    others = halves(2, 2, 128, 256)
+    for _ in range(200):
+        caches[-1].encode(others, others, 0)
+    for index in (0, 31, 32, 100, 299):
+        caches[1].save(index, found)
+        np.testing.assert_array_equal(found, wanted)
+    caches[-1].save(0, wanted)
+    for index in (31, 32, 199):
+        caches[-1].save(index, found)
+        np.testing.assert_array_equal(found, wanted)
 
 
 @pytest.mark.parametrize("isa", ISAS)
