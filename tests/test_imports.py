@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,23 @@ def test_rooms_import_only_what_they_may(room: str) -> None:
         if package in forbidden or package == "tests"
     ]
     assert not found, "\n".join(found)
+
+
+def rooms_imported(file: Path) -> Iterator[str]:
+    """Yield the rooms of kandiga_run that a file of it imports when it is imported itself."""
+    for node in ast.parse(file.read_text(), str(file)).body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("kandiga_run."):
+            yield str(node.module).split(".")[1]
+
+
+def test_rooms_of_the_runtime_import_one_another_in_one_direction() -> None:
+    root = ROOT / "kandiga_run"
+    above: dict[str, set[str]] = {}
+    for file in sorted(root.rglob("*.py")):
+        room = file.relative_to(root).parts[0].removesuffix(".py")
+        above.setdefault(room, set()).update(set(rooms_imported(file)) - {room})
+    assert len(above) > 20
+    TopologicalSorter(above).prepare()  # CycleError names a circle
 
 
 def test_a_package_names_no_file_that_it_has_not() -> None:
