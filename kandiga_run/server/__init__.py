@@ -12,7 +12,7 @@ service.py        what the routes share; settings.py, what the command was told;
 serving.py        what every route does; fields.py, types that bodies share; identifiers.py
 running.py        the socket, Ctrl-C, the end
 sse.py            streams of events; disconnects.py, clients that leave
-errors.py         refusals, in each API's shape; limits.py, access.py, request_ids.py and
-                  whole_characters.py, before any route
+errors.py         refusals, in each API's shape; limits.py, access.py, request_ids.py,
+                  head_requests.py and whole_characters.py, before any route
 document.py       the OpenAPI document; responses_documented.py, what a route may return
 """

@@ -10,6 +10,7 @@ from kandiga_run.server.access import ApiKey, LocalNamesOnly, is_loopback
 from kandiga_run.server.anthropic import messages
 from kandiga_run.server.document import document
 from kandiga_run.server.errors import handle_errors
+from kandiga_run.server.head_requests import HeadAsGet
 from kandiga_run.server.limits import BodyLimit
 from kandiga_run.server.metrics import CountRequests
 from kandiga_run.server.openai import chat, completions, responses
@@ -43,6 +44,7 @@ def create_app(service: Service) -> FastAPI:
 def _add_middleware(app: FastAPI, service: Service) -> None:
     """Put what every request passes before the routes; the last one added comes first."""
     settings = service.settings
+    app.add_middleware(HeadAsGet)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     if settings.api_key is not None:
         app.add_middleware(ApiKey, key=settings.api_key)

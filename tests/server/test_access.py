@@ -122,6 +122,15 @@ class TestLimits:
             assert wrong.status_code == 405
             assert wrong.headers["allow"] == "POST"
 
+    @pytest.mark.parametrize("path", ["/", "/health", "/v1/models"])
+    def test_head_is_get_without_a_body(self, unlocked: ScriptedServer, path: str) -> None:
+        """What `curl -I` asks first."""
+        with unlocked.client() as client:
+            head, got = client.head(path), client.get(path)
+        assert (head.status_code, head.content) == (200, b"")
+        same = ("content-type", "content-length")
+        assert [head.headers[name] for name in same] == [got.headers[name] for name in same]
+
 
 class TestNames:
     @pytest.mark.parametrize(
